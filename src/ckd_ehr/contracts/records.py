@@ -1,0 +1,304 @@
+"""What travels between stages: codes, visits, pairs, and the Arrow schema of every table.
+
+Rows are joined by key, never by position. The label names of a table stand in its schema's
+metadata, so a file read on its own says what its K columns mean.
+"""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from ckd_ehr.contracts.errors import CkdEhrError
+
+Kind = Literal["demographics", "diagnosis", "medication", "procedure"]
+Split = Literal["train", "tuning", "held_out"]
+Reader = Literal["teacher", "student"]
+
+ICD9CM = "ICD9CM"
+ICD10CM = "ICD10CM"
+ICD9PROC = "ICD9PROC"
+ICD10PCS = "ICD10PCS"
+DRUG_NAME = "NAME"
+
+# MEDS codes of our sources: ROLE//SYSTEM//CODE for what was coded, ROLE[//DETAIL] otherwise.
+DIAGNOSIS = "DIAGNOSIS"
+MEDICATION = "MEDICATION"
+PROCEDURE = "PROCEDURE"
+ADMISSION = "HOSPITAL_ADMISSION"
+DISCHARGE = "HOSPITAL_DISCHARGE"
+SEX = "GENDER"
+ETHNICITY = "ETHNICITY"
+AGE = "AGE"
+DEATH = "MEDS_DEATH"
+BIRTH = "MEDS_BIRTH"
+
+
+class Phenotype(BaseModel):
+    """A disease to predict, defined by CCS categories, code lists, or both (dots left out)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    ccs: tuple[int, ...] = ()
+    icd9cm: tuple[str, ...] = ()
+    icd10cm: tuple[str, ...] = ()
+
+
+def _phenotypes(rows: Sequence[tuple[int, str]]) -> tuple[Phenotype, ...]:
+    return tuple(Phenotype(name=name, ccs=(ccs,)) for ccs, name in rows)
+
+
+# The 25 acute-care phenotypes of Harutyunyan et al. 2019 (doi 10.1038/s41597-019-0103-9),
+# each one single-level CCS category of AHRQ.
+PHENOTYPES_25 = _phenotypes(
+    [
+        (157, "Acute and unspecified renal failure"),
+        (109, "Acute cerebrovascular disease"),
+        (100, "Acute myocardial infarction"),
+        (106, "Cardiac dysrhythmias"),
+        (158, "Chronic kidney disease"),
+        (127, "Chronic obstructive pulmonary disease and bronchiectasis"),
+        (238, "Complications of surgical procedures or medical care"),
+        (105, "Conduction disorders"),
+        (108, "Congestive heart failure; nonhypertensive"),
+        (101, "Coronary atherosclerosis and other heart disease"),
+        (50, "Diabetes mellitus with complications"),
+        (49, "Diabetes mellitus without complication"),
+        (53, "Disorders of lipid metabolism"),
+        (98, "Essential hypertension"),
+        (55, "Fluid and electrolyte disorders"),
+        (153, "Gastrointestinal hemorrhage"),
+        (99, "Hypertension with complications and secondary hypertension"),
+        (151, "Other liver diseases"),
+        (134, "Other upper respiratory disease"),
+        (133, "Other lower respiratory disease"),
+        (130, "Pleurisy; pneumothorax; pulmonary collapse"),
+        (122, "Pneumonia"),
+        (131, "Respiratory failure; insufficiency; arrest (adult)"),
+        (2, "Septicemia (except in labor)"),
+        (249, "Shock"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One coded item of a visit; `title` is the source's own wording, if it has one."""
+
+    system: str
+    code: str
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One hospital stay, as a row of the `visits` table holds it."""
+
+    visit_id: str
+    subject_id: int
+    admit_time: datetime.datetime
+    discharge_time: datetime.datetime
+    age_years: float | None
+    sex: str | None
+    ethnicity: str | None
+    admission_type: str | None
+    died: bool
+    diagnoses: tuple[Code, ...]
+    medications: tuple[Code, ...]
+    procedures: tuple[Code, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a concept stands in a narrative's text: characters `start` up to `end`."""
+
+    start: int
+    end: int
+    concept_id: str
+    kind: Kind
+    system: str
+    code: str
+    visit_index: int
+    from_knowledge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Narrative:
+    """A history as text, the concepts in it, and how many concepts the token budget cut."""
+
+    text: str
+    spans: tuple[Span, ...]
+    concepts_cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptEvidence:
+    """What one concept adds to a label's calibrated log-odds (signed)."""
+
+    concept_id: str
+    text: str
+    kind: Kind
+    visit_index: int
+    log_odds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelExplanation:
+    """One label's risk and what it rests on.
+
+    `base_log_odds` + `reading_state_log_odds` + the concepts' log-odds = logit(probability).
+    The reading state sums up the whole text; what rests on it cannot be attributed to a concept.
+    """
+
+    label: str
+    probability: float
+    prevalence: float
+    base_log_odds: float
+    reading_state_log_odds: float
+    concepts: tuple[ConceptEvidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A pair's narrative and the explanation of each label, in the order of the labels."""
+
+    pair_id: str
+    model: str
+    narrative: Narrative
+    labels: tuple[LabelExplanation, ...]
+
+
+CODE = pa.struct([("system", pa.string()), ("code", pa.string()), ("title", pa.string())])
+
+# MEDS 0.4 data plus the visit an event belongs to (null: to none).
+EVENTS = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("time", pa.timestamp("us")),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("numeric_value", pa.float32()),
+        pa.field("visit_id", pa.string()),
+    ]
+)
+
+VISITS = pa.schema(
+    [
+        pa.field("visit_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("admit_time", pa.timestamp("us"), nullable=False),
+        pa.field("discharge_time", pa.timestamp("us"), nullable=False),
+        pa.field("age_years", pa.float32()),
+        pa.field("sex", pa.string()),
+        pa.field("ethnicity", pa.string()),
+        pa.field("admission_type", pa.string()),
+        pa.field("died", pa.bool_(), nullable=False),
+        pa.field("diagnoses", pa.list_(CODE), nullable=False),
+        pa.field("medications", pa.list_(CODE), nullable=False),
+        pa.field("procedures", pa.list_(CODE), nullable=False),
+    ]
+)
+
+# fold is -1 outside the train split.
+PAIRS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("history", pa.list_(pa.string()), nullable=False),
+        pa.field("prediction_time", pa.timestamp("us"), nullable=False),
+        pa.field("next_visit_id", pa.string()),
+        pa.field("gap_days", pa.float32()),
+        pa.field("labels", pa.list_(pa.bool_())),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("fold", pa.int8(), nullable=False),
+    ]
+)
+
+SPAN = pa.struct(
+    [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("concept_id", pa.string()),
+        ("kind", pa.string()),
+        ("system", pa.string()),
+        ("code", pa.string()),
+        ("visit_index", pa.int16()),
+        ("from_knowledge", pa.bool_()),
+    ]
+)
+
+NARRATIVES = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("reader", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("spans", pa.list_(SPAN), nullable=False),
+        pa.field("concepts_cut", pa.int32(), nullable=False),
+    ]
+)
+
+# fold is the teacher fold that labelled the pair; -1 is the mean over all folds.
+SOFT_LABELS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        pa.field("spread", pa.list_(pa.float32())),
+        pa.field("fold", pa.int8(), nullable=False),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("prediction_time", pa.timestamp("us"), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+        pa.field("labels", pa.list_(pa.bool_()), nullable=False),
+    ]
+)
+
+
+def with_label_names(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """The schema with the K label names in its metadata."""
+    return schema.with_metadata(
+        {**(schema.metadata or {}), b"label_names": json.dumps(list(names))}
+    )
+
+
+def label_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The label names a table was written with.
+
+    >>> label_names(with_label_names(PAIRS, ["Shock", "Pneumonia"]))
+    ('Shock', 'Pneumonia')
+    """
+    stored = (schema.metadata or {}).get(b"label_names")
+    if stored is None:
+        raise CkdEhrError("table without label names in its schema metadata; rerun its stage")
+    return tuple(json.loads(stored))
+
+
+def pair_id_of(subject_id: int, visit_id: str) -> str:
+    """A stable key of the pair whose history ends with this visit (16 hex digits).
+
+    >>> pair_id_of(10006, "142345") == pair_id_of(10006, "142345")
+    True
+    """
+    return hashlib.sha256(f"{subject_id}:{visit_id}".encode()).hexdigest()[:16]
+
+
+def concept_id_of(*, visit_index: int, kind: str, system: str, code: str, occurrence: int) -> str:
+    """A concept's key, stable when the codes of a visit are reordered.
+
+    >>> concept_id_of(visit_index=0, kind="diagnosis", system="ICD9CM", code="4280", occurrence=0)
+    '0/diagnosis/ICD9CM/4280/0'
+    """
+    return f"{visit_index}/{kind}/{system}/{code}/{occurrence}"

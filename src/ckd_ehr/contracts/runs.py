@@ -1,0 +1,422 @@
+"""The run directory: stages meet only here.
+
+A stage writes into `NN_name.partial/`, its manifest last, then the folder is renamed: an
+interrupted stage never looks finished. A stage is skipped only if its fingerprint matches and
+its outputs are intact. `work/` inside a partial folder is scratch: it survives a kill, so that the
+stage can resume, and is deleted on publishing. Ignores: what any stage computes.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import monotonic
+
+import filelock
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+
+MANIFEST = "manifest.json"
+FINGERPRINT = ".fingerprint"
+WORK = "work"
+PACKAGES = ("ckd-ehr", "duckdb", "meds", "numpy", "peft", "pyarrow", "scikit-learn", "torch",
+            "transformers")  # fmt: skip
+
+
+class FileRecord(BaseModel):
+    """What a file was when its stage finished; rows only for Parquet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    bytes: int
+    rows: int | None = None
+
+
+class StageManifest(BaseModel):
+    """What a finished stage says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    version: int
+    fingerprint: str
+    inputs: dict[str, str]
+    outputs: dict[str, FileRecord]
+    packages: dict[str, str]
+    seed: int
+    device: str
+    seconds: float
+    peak_memory_bytes: int
+    finished: str
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage function is given.
+
+    `folder` is where outputs go, `work` survives a kill, `inputs` maps the names of earlier
+    stages to their published folders, `say` prints one line for the user.
+    """
+
+    config: RunConfig
+    folder: Path
+    inputs: Mapping[str, Path]
+    say: Callable[[str], None]
+
+    @property
+    def work(self) -> Path:
+        """Scratch that a killed stage finds again on its next start."""
+        folder = self.folder / WORK
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the stage table: what it reads, what it writes, and how.
+
+    `sections` are the dotted config keys that enter the fingerprint; `reads` the stages, or
+    single files of stages (`knowledge/teacher.parquet`), whose outputs do; `externals` hashes what
+    it reads from outside the run (source tables, model weights).
+    """
+
+    name: str
+    summary: str
+    function: Callable[[StageContext], None]
+    sections: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    externals: Callable[[RunConfig], Mapping[str, str]] = lambda _: {}
+    version: int = 1
+
+
+class RunDirectory:
+    """A run's folder, with numbered stage folders in the order of the stage table."""
+
+    def __init__(self, root: Path, stages: Sequence[Stage]) -> None:
+        self.root = root
+        self.stages = tuple(stages)
+
+    def folder(self, stage_name: str) -> Path:
+        """Where the stage's published outputs are."""
+        for number, stage in enumerate(self.stages, start=1):
+            if stage.name == stage_name:
+                return self.root / f"{number:02d}_{stage.name}"
+        raise KeyError(stage_name)
+
+    def require(self, stage_name: str) -> Path:
+        """The stage's folder; an error that names the remedy if it has not finished."""
+        folder = self.folder(stage_name)
+        if not (folder / MANIFEST).is_file():
+            raise CkdEhrError(
+                f"{self.root}: stage '{stage_name}' has not finished; "
+                f"finish it with: ckd-ehr run CONFIG --out {self.root}"
+            )
+        return folder
+
+    def config(self) -> RunConfig:
+        """The resolved config that the run was last started with."""
+        path = self.root / "run.json"
+        if not path.is_file():
+            raise CkdEhrError(f"{self.root}: no run here (run.json is missing)")
+        try:
+            return RunConfig.model_validate(read_json(path)["config"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise CkdEhrError(
+                f"{path}: written by another version ({type(error).__name__}); "
+                f"start the run again: ckd-ehr run CONFIG --out {self.root}"
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; another run of the same folder is refused."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.root / ".lock", timeout=0)
+        try:
+            with lock:
+                yield
+        except filelock.Timeout:
+            raise CkdEhrError(
+                f"{self.root}: another process is running here; wait for it or give --out"
+            ) from None
+
+    def execute(
+        self,
+        config: RunConfig,
+        *,
+        command: Sequence[str],
+        say: Callable[[str], None],
+        until: str | None = None,
+    ) -> None:
+        """Bring every stage up to date, in order, skipping those that are."""
+        with self.locked():
+            write_json(self.root / "run.json", _run_record(config, command))
+            for number, stage in enumerate(self.stages, start=1):
+                self._bring_up_to_date(stage, config, say=say, tag=f"[{number}/{len(self.stages)}]")
+                if stage.name == until:
+                    break
+
+    def _bring_up_to_date(
+        self, stage: Stage, config: RunConfig, *, say: Callable[[str], None], tag: str
+    ) -> None:
+        inputs = {name: self.folder(name) for name, _ in map(_split_read, stage.reads)}
+        digests = {
+            read: manifest_digest(inputs[name], only=file)
+            for read, (name, file) in zip(stage.reads, map(_split_read, stage.reads), strict=True)
+        }
+        digests.update(stage.externals(config))
+        fingerprint = fingerprint_of(stage, config, digests)
+        target = self.folder(stage.name)
+        _finish_interrupted_publish(target)
+        if is_current(target, fingerprint):
+            say(f"{tag} {stage.name}: unchanged, skipped")
+            return
+        say(f"{tag} {stage.name}: {stage.summary}")
+        partial = _open_partial(target, fingerprint)
+        started = monotonic()
+        stage.function(StageContext(config=config, folder=partial, inputs=inputs, say=say))
+        manifest = StageManifest(
+            stage=stage.name,
+            version=stage.version,
+            fingerprint=fingerprint,
+            inputs=digests,
+            outputs=_describe_outputs(partial),
+            packages=_package_versions(),
+            seed=config.seed,
+            device=config.device,
+            seconds=round(monotonic() - started, 3),
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        publish(partial, target, manifest)
+        say(f"{tag} {stage.name}: done in {manifest.seconds:.0f} s")
+
+
+def fingerprint_of(stage: Stage, config: RunConfig, inputs: Mapping[str, str]) -> str:
+    """hash(config slice, input hashes, stage version): equal if and only if nothing changed."""
+    settings = config.model_dump(mode="json")
+    slice_ = {section: _dig(settings, section) for section in (*stage.sections, "seed")}
+    facts = {"stage": stage.name, "version": stage.version, "config": slice_, "inputs": inputs}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> StageManifest | None:
+    """The stage's manifest, or None where it is absent or unreadable."""
+    try:
+        return StageManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_current(folder: Path, fingerprint: str) -> bool:
+    """Whether the published outputs belong to this fingerprint and are intact."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.fingerprint != fingerprint:
+        return False
+    return all(
+        (folder / name).is_file()
+        and (folder / name).stat().st_size == record.bytes
+        and sha256_of(folder / name) == record.sha256
+        for name, record in manifest.outputs.items()
+    )
+
+
+def _dig(settings: Mapping[str, object], dotted: str) -> object:
+    node: object = settings
+    for part in dotted.split("."):
+        assert isinstance(node, Mapping)
+        node = node[part]
+    return node
+
+
+def _split_read(read: str) -> tuple[str, str | None]:
+    name, _, file = read.partition("/")
+    return name, file or None
+
+
+def manifest_digest(folder: Path, *, only: str | None = None) -> str:
+    """One hash over a stage's outputs (or one of them): what later stages depend on."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CkdEhrError(f"{folder}: this stage has not finished; run the whole pipeline")
+    outputs = {
+        name: record.sha256
+        for name, record in manifest.outputs.items()
+        if only is None or name == only
+    }
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
+def _open_partial(target: Path, fingerprint: str) -> Path:
+    """The stage's partial folder; only `work/` of an equal fingerprint is kept."""
+    partial = target.with_name(target.name + ".partial")
+    mark = partial / FINGERPRINT
+    if not (mark.is_file() and mark.read_text() == fingerprint):
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    for entry in partial.iterdir():
+        if entry.name == WORK:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    mark.write_text(fingerprint)
+    return partial
+
+
+def publish(partial: Path, target: Path, manifest: StageManifest) -> None:
+    """Write the manifest, then swap the finished folder in; the old one stays until then."""
+    shutil.rmtree(partial / WORK, ignore_errors=True)
+    (partial / FINGERPRINT).unlink(missing_ok=True)
+    write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+    stale = target.with_name(target.name + ".stale")
+    shutil.rmtree(stale, ignore_errors=True)
+    if target.exists():
+        target.rename(stale)
+    partial.rename(target)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def _finish_interrupted_publish(target: Path) -> None:
+    """After a kill between the two renames of `publish`, put the newest whole folder in place."""
+    for suffix in (".partial", ".stale"):
+        candidate = target.with_name(target.name + suffix)
+        if not target.exists() and (candidate / MANIFEST).is_file():
+            candidate.rename(target)
+
+
+def _describe_outputs(folder: Path) -> dict[str, FileRecord]:
+    records = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] not in (WORK, FINGERPRINT):
+            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+            records[str(name)] = FileRecord(
+                sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows
+            )
+    return records
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object; a broken file is an error that names it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CkdEhrError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+    if not isinstance(value, dict):
+        raise CkdEhrError(f"{path}: expected a JSON object")
+    return value
+
+
+def write_table(table: pa.Table, path: Path, schema: pa.Schema) -> None:
+    """Write a table as Parquet in exactly this schema (metadata included)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = table.select(schema.names).cast(schema.remove_metadata())
+    pq.write_table(plain.replace_schema_metadata(schema.metadata), path, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet table and check its columns against the contract."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise CkdEhrError(f"{path}: missing; run the stage that writes it") from None
+    except pa.ArrowInvalid as error:
+        raise CkdEhrError(f"{path}: not a whole Parquet file ({error}); rerun its stage") from None
+    missing = [name for name in schema.names if name not in table.schema.names]
+    if missing:
+        raise CkdEhrError(f"{path}: columns missing: {', '.join(missing)}")
+    metadata_ = table.schema.metadata
+    return table.select(schema.names).cast(schema.remove_metadata()).replace_schema_metadata(
+        metadata_
+    )  # fmt: skip
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _run_record(config: RunConfig, command: Sequence[str]) -> dict[str, object]:
+    return {
+        "config": config.model_dump(mode="json"),
+        "command": list(command),
+        "commit": _commit(),
+        "machine": machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, object]:
+    """What a figure measured here should be read against."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": sys.version.split()[0],
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

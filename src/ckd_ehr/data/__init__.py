@@ -1,0 +1,1 @@
+"""From hospital tables to labelled visit pairs. Knows no text and no model."""

@@ -1,0 +1,1 @@
+"""Teacher, signals and student: everything that has weights. Knows no hospital table."""

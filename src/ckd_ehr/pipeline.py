@@ -1,0 +1,149 @@
+"""The ordered stage table: what each stage reads, writes, and which settings it depends on.
+
+The only list of stages: the command line, the docs and the run directory are built from it.
+Each function imports its room when it is called, so that skipping a stage costs no import.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.records import Reader
+from ckd_ehr.contracts.runs import RunDirectory, Stage, StageContext
+
+
+def _events(context: StageContext) -> None:
+    from ckd_ehr.data.events import write_events
+
+    write_events(context)
+
+
+def _source_digests(config: RunConfig) -> Mapping[str, str]:
+    from ckd_ehr.data.events import source_digests
+
+    return source_digests(config.data)
+
+
+def _cohort(context: StageContext) -> None:
+    from ckd_ehr.data.cohort import write_cohort
+
+    write_cohort(context)
+
+
+def _knowledge(context: StageContext) -> None:
+    from ckd_ehr.knowledge.narrative import write_narratives
+    from ckd_ehr.learning.weights import token_counter
+
+    count_tokens: dict[Reader, Callable[[str], int]] = {
+        "teacher": token_counter(context.config.teacher.model),
+        "student": token_counter(context.config.student.model),
+    }
+    write_narratives(context, count_tokens)
+
+
+def _teacher(context: StageContext) -> None:
+    from ckd_ehr.learning.teacher import write_teacher
+
+    write_teacher(context)
+
+
+def _signals(context: StageContext) -> None:
+    from ckd_ehr.learning.signals import write_signals
+
+    write_signals(context)
+
+
+def _student(context: StageContext) -> None:
+    from ckd_ehr.learning.student import write_students
+
+    write_students(context)
+
+
+def _evaluation(context: StageContext) -> None:
+    from ckd_ehr.metrics.evaluation import write_evaluation
+
+    write_evaluation(context)
+
+
+def _tokenizer_digests(config: RunConfig) -> Mapping[str, str]:
+    from ckd_ehr.learning.weights import model_digest
+
+    models = {"teacher": config.teacher.model, "student": config.student.model}
+    return {f"{reader}_model": model_digest(name) for reader, name in models.items()}
+
+
+def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
+    return {"teacher_model": _tokenizer_digests(config)["teacher_model"]}
+
+
+def _student_digest(config: RunConfig) -> Mapping[str, str]:
+    return {"student_model": _tokenizer_digests(config)["student_model"]}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="events",
+        summary="source tables → one MEDS dataset",
+        function=_events,
+        sections=("data", "splits"),
+        writes=("data/*.parquet", "metadata/"),
+        externals=_source_digests,
+    ),
+    Stage(
+        name="cohort",
+        summary="events → visits → pairs with labels, split by patient",
+        function=_cohort,
+        sections=("cohort", "labels", "splits"),
+        reads=("events",),
+        writes=("visits.parquet", "pairs.parquet", "flow.json", "coverage.json"),
+    ),
+    Stage(
+        name="knowledge",
+        summary="histories → narratives with concept spans",
+        function=_knowledge,
+        sections=("knowledge",),
+        reads=("cohort",),
+        writes=("teacher.parquet", "student.parquet"),
+        externals=_tokenizer_digests,
+    ),
+    Stage(
+        name="teacher",
+        summary="LoRA LLM with label attention, one per patient fold",
+        function=_teacher,
+        sections=("teacher", "device"),
+        reads=("cohort", "knowledge/teacher.parquet"),
+        writes=("fold_*/", "training.json"),
+        externals=_teacher_digest,
+    ),
+    Stage(
+        name="signals",
+        summary="the teacher's calibrated soft labels and concept attention",
+        function=_signals,
+        sections=("signals", "teacher", "device"),
+        reads=("cohort", "knowledge/teacher.parquet", "teacher"),
+        writes=("soft_labels.parquet", "index.parquet", "attention-*.safetensors"),
+        externals=_teacher_digest,
+    ),
+    Stage(
+        name="student",
+        summary="BERT on hard labels alone, and distilled",
+        function=_student,
+        sections=("student", "device"),
+        reads=("cohort", "knowledge/student.parquet", "signals"),
+        writes=("hard/", "distilled/", "predictions.parquet"),
+        externals=_student_digest,
+    ),
+    Stage(
+        name="evaluation",
+        summary="scores, baselines, latency, report.html",
+        function=_evaluation,
+        sections=("evaluation", "name"),
+        reads=("cohort", "knowledge", "teacher", "signals", "student"),
+        writes=("metrics.json", "predictions.parquet", "report.html"),
+    ),
+)
+
+
+def run_directory(root: Path) -> RunDirectory:
+    """The run directory at `root`, with the product's stages."""
+    return RunDirectory(root, STAGES)

@@ -1,0 +1,357 @@
+"""How good probabilities are: ranking, decisions, calibration, and how sure we may be of it.
+
+In: scores or probabilities (pairs, labels), labels of the same shape, and optionally weights
+(draws, pairs): one row a bootstrap draw. Out: one figure a draw, NaN where a label shows one class
+only. A point estimate is the draw in which every pair weighs one, so estimate and interval come
+from the same code. Ignores: files, models, and which pairs are compared. Never imports torch.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Weights = NDArray[np.floating]
+
+SMALLEST_SLOPE = 0.05
+DEFAULT_THRESHOLD = 0.5
+CELLS_AT_ONCE = 2_000_000
+
+
+class Ranking(NamedTuple):
+    """Area under the ROC curve and average precision, with equal shapes."""
+
+    auroc: Floats
+    auprc: Floats
+
+
+def ranking(scores: ArrayLike, labels: ArrayLike, weights: Weights | None = None) -> Ranking:
+    """AUROC and AUPRC of one label (average precision, ties as one step), for every draw.
+
+    Args:
+        scores: (pairs,); only their order matters.
+        labels: (pairs,) of bool.
+        weights: (draws, pairs); None stands for one draw in which each pair weighs one.
+
+    Returns:
+        Two arrays (draws,), NaN where the draw holds one class only.
+
+    >>> ranking([0.1, 0.4, 0.35, 0.8], [False, False, True, True]).auroc
+    array([0.75])
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
+    if weights is None:
+        weights = np.ones((1, len(scores)))
+    return _ranking_of_cells(scores, labels, weights, np.arange(len(scores)))
+
+
+def micro_ranking(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    weights: Weights | None = None,
+    *,
+    mask: Bools | None = None,
+) -> Ranking:
+    """AUROC and AUPRC of all (pair, label) cells in one list; `mask` (pairs, labels) keeps some.
+
+    >>> micro_ranking([[0.1, 0.4], [0.35, 0.8]], [[0, 0], [1, 1]]).auroc
+    array([0.75])
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
+    keep = np.ones(scores.shape, dtype=bool) if mask is None else mask
+    if weights is None:
+        weights = np.ones((1, len(scores)))
+    return _ranking_of_cells(scores[keep], labels[keep], weights, np.nonzero(keep)[0])
+
+
+def label_ranking(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    weights: Weights | None = None,
+    *,
+    mask: Bools | None = None,
+) -> Ranking:
+    """AUROC and AUPRC of each label: two arrays (draws, labels); `mask` keeps some cells."""
+    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
+    keep = np.ones(scores.shape, dtype=bool) if mask is None else mask
+    if weights is None:
+        weights = np.ones((1, len(scores)))
+    columns = [
+        _ranking_of_cells(scores[rows, k], labels[rows, k], weights, rows)
+        for k, rows in enumerate(np.nonzero(column)[0] for column in keep.T)
+    ]
+    return Ranking(
+        auroc=np.stack([column.auroc for column in columns], axis=-1),
+        auprc=np.stack([column.auprc for column in columns], axis=-1),
+    )
+
+
+def _ranking_of_cells(
+    scores: NDArray[np.floating], labels: Bools, weights: Weights, pair_of_cell: NDArray[np.intp]
+) -> Ranking:
+    """The curves of a list of cells, each weighing what its pair weighs; draws in blocks."""
+    auroc, auprc = np.full((2, len(weights)), np.nan)
+    if labels.all() or not labels.any():
+        return Ranking(auroc, auprc)
+    order = np.argsort(-scores, kind="stable")
+    descending = scores[order]
+    ends = np.append(np.nonzero(np.diff(descending))[0], len(order) - 1)
+    step = max(1, CELLS_AT_ONCE // len(order))
+    for start in range(0, len(weights), step):
+        block = slice(start, start + step)
+        weight = weights[block][:, pair_of_cell[order]]
+        selected = np.cumsum(weight, axis=1)[:, ends]
+        true = np.cumsum(weight * labels[order], axis=1)[:, ends]
+        auroc[block], auprc[block] = _areas(selected, true)
+    return Ranking(auroc, auprc)
+
+
+def _areas(selected: Weights, true: Weights) -> tuple[Floats, Floats]:
+    """Both areas from cumulative weights (draws, thresholds) of all and of positive cells."""
+    positives = true[:, -1].astype(np.float64)
+    negatives = selected[:, -1] - positives
+    steps = np.diff(true, axis=1, prepend=0)
+    false_steps = np.diff(selected - true, axis=1, prepend=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(selected > 0, true / selected, 0)
+        above = np.einsum("dt,dt->d", false_steps, true - steps / 2, dtype=np.float64)
+        auroc = above / (positives * negatives)
+        auprc = np.einsum("dt,dt->d", steps, precision, dtype=np.float64) / positives
+    defined = (positives > 0) & (negatives > 0)
+    return np.where(defined, auroc, np.nan), np.where(defined, auprc, np.nan)
+
+
+def macro(values: ArrayLike) -> Floats:
+    """Mean over the last axis of the labels that have a figure; NaN where none has.
+
+    >>> float(macro([0.5, float("nan"), 0.7]))
+    0.6
+    """
+    values = np.asarray(values, dtype=np.float64)
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=-1)
+    total = np.where(defined, values, 0.0).sum(axis=-1)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+
+def best_f1_thresholds(
+    probabilities: ArrayLike, labels: ArrayLike, *, fallback: float = DEFAULT_THRESHOLD
+) -> Floats:
+    """Per label the threshold with the highest F1 (positive from the threshold upwards).
+
+    To be fitted on tuning pairs. Of equally good thresholds the highest is taken (fewest alarms);
+    a label without positives gets `fallback`.
+
+    >>> best_f1_thresholds([[0.9], [0.6], [0.2]], [[True], [True], [False]])
+    array([0.6])
+    """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels, dtype=bool)
+    thresholds = np.full(probabilities.shape[1], fallback)
+    for k in np.nonzero(labels.any(axis=0))[0]:
+        order = np.argsort(-probabilities[:, k], kind="stable")
+        descending = probabilities[order, k]
+        ends = np.append(np.nonzero(np.diff(descending))[0], len(order) - 1)
+        true = np.cumsum(labels[order, k])[ends]
+        f1 = 2 * true / (ends + 1 + labels[:, k].sum())
+        thresholds[k] = descending[ends[np.argmax(f1)]]
+    return thresholds
+
+
+class F1(NamedTuple):
+    """F1 of each label (draws, labels), NaN where it shows one class, and of all cells (draws,)."""
+
+    per_label: Floats
+    micro: Floats
+
+
+def f1_scores(decisions: ArrayLike, labels: ArrayLike, weights: Weights | None = None) -> F1:
+    """F1 of yes/no decisions (pairs, labels).
+
+    >>> float(f1_scores([[True], [True], [False]], [[True], [False], [False]]).micro[0])
+    0.6666666666666666
+    """
+    decisions, labels = np.asarray(decisions, dtype=bool), np.asarray(labels, dtype=bool)
+    weight = np.ones((1, len(labels))) if weights is None else weights.astype(np.float64)
+    hits = weight @ (decisions & labels)
+    chosen, positives = weight @ decisions, weight @ labels
+    one_class = (positives == 0) | (positives == weight.sum(axis=1, keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_label = np.where(one_class, np.nan, 2 * hits / (chosen + positives))
+        micro = 2 * hits.sum(axis=1) / (chosen + positives).sum(axis=1)
+    return F1(per_label=per_label, micro=micro)
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike, weights: Weights | None = None) -> Floats:
+    """Mean squared difference of probability and outcome per label (draws, labels).
+
+    >>> brier([[0.8], [0.4]], [[True], [False]])
+    array([[0.1]])
+    """
+    error = (np.asarray(probabilities, dtype=np.float64) - np.asarray(labels, dtype=bool)) ** 2
+    weight = np.ones((1, len(error))) if weights is None else weights.astype(np.float64)
+    return np.asarray(weight @ error / weight.sum(axis=1, keepdims=True))
+
+
+class CalibrationError(NamedTuple):
+    """Expected calibration error of each label (draws, labels), and of all cells (draws,)."""
+
+    per_label: Floats
+    micro: Floats
+
+
+def calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, weights: Weights | None = None, *, bins: int = 15
+) -> CalibrationError:
+    """Expected calibration error with bins of equal width on [0, 1].
+
+    ECE = Σ_bins share of pairs · |mean probability − share of positives| (Guo et al. 2017),
+    once within each label, once over all (pair, label) cells together.
+
+    >>> float(calibration_error([[0.9], [0.9]], [[True], [False]]).micro[0])
+    0.4
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    weight = np.ones((1, len(probabilities))) if weights is None else weights.astype(np.float64)
+    surplus = probabilities - np.asarray(labels, dtype=bool)  # (pairs, labels)
+    bin_of_cell = _bin_of(probabilities, bins)
+    total = weight.sum(axis=1)
+    per_label, signed = np.zeros((len(weight), surplus.shape[1])), []
+    for b in range(bins):
+        in_bin = weight @ np.where(bin_of_cell == b, surplus, 0.0)  # (draws, labels)
+        per_label += np.abs(in_bin)
+        signed.append(in_bin.sum(axis=1))
+    micro = np.abs(signed).sum(axis=0) / (total * surplus.shape[1])
+    return CalibrationError(per_label=per_label / total[:, None], micro=micro)
+
+
+def _bin_of(probabilities: Floats, bins: int) -> NDArray[np.intp]:
+    return np.clip((probabilities * bins).astype(np.intp), 0, bins - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Cells whose probability lies in [lower, upper): how many, expected and observed share."""
+
+    lower: float
+    upper: float
+    count: int
+    mean_probability: float
+    observed: float
+
+
+def reliability_bins(
+    probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 15
+) -> list[ReliabilityBin]:
+    """The non-empty bins of a reliability diagram, over all (pair, label) cells.
+
+    >>> [b.observed for b in reliability_bins([[0.1], [0.9]], [[False], [True]], bins=2)]
+    [0.0, 1.0]
+    """
+    flat = np.asarray(probabilities, dtype=np.float64).ravel()
+    outcome = np.asarray(labels, dtype=bool).ravel()
+    bin_of_cell = _bin_of(flat, bins)
+    return [
+        ReliabilityBin(
+            lower=b / bins,
+            upper=(b + 1) / bins,
+            count=int((bin_of_cell == b).sum()),
+            mean_probability=float(flat[bin_of_cell == b].mean()),
+            observed=float(outcome[bin_of_cell == b].mean()),
+        )
+        for b in np.unique(bin_of_cell).tolist()
+    ]
+
+
+@dataclass(frozen=True)
+class PlattScaling:
+    """Calibrated log-odds = slope · logit + intercept, one of each a label."""
+
+    slope: Floats  # (labels,)
+    intercept: Floats  # (labels,)
+
+    def apply(self, logits: ArrayLike) -> Floats:
+        """Calibrated logits of the same shape (…, labels).
+
+        >>> PlattScaling(np.array([2.0]), np.array([-1.0])).apply([[0.5]])
+        array([[0.]])
+        """
+        return np.asarray(np.asarray(logits, dtype=np.float64) * self.slope + self.intercept)
+
+
+def fit_platt(logits: ArrayLike, labels: ArrayLike, ridge: float = 1.0) -> PlattScaling:
+    """Fit slope and intercept per label by penalised logistic regression (Platt 1999).
+
+    Minimises Σ_pairs log-loss + ridge/2 · ((slope − 1)² + intercept²), so little data moves
+    little. A label with one class only (or no pairs at all) keeps the identity: it says nothing
+    of the slope, and its level in a handful of pairs is noise. The slope stays ≥ 0.05, so
+    calibration never reverses or erases a ranking.
+
+    Args:
+        logits: (pairs, labels), of pairs the model was not fitted on.
+        labels: (pairs, labels) of bool.
+        ridge: strength of the pull to (1, 0), in pseudo-pairs.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
+    scaling = PlattScaling(slope=np.ones(logits.shape[1]), intercept=np.zeros(logits.shape[1]))
+    for k in range(logits.shape[1]):
+        if labels[:, k].any() and not labels[:, k].all():
+            fitted = _fit_label(logits[:, k], labels[:, k], ridge)
+            scaling.slope[k], scaling.intercept[k] = fitted
+    return scaling
+
+
+def _fit_label(logits: Floats, labels: Bools, ridge: float) -> Floats:
+    identity = np.array([1.0, 0.0])
+
+    def loss(line: Floats) -> tuple[float, Floats]:
+        calibrated = line[0] * logits + line[1]
+        residual = expit(calibrated) - labels
+        pull = line - identity
+        value = np.logaddexp(0, calibrated).sum() - calibrated[labels].sum()
+        gradient = np.array([residual @ logits, residual.sum()]) + ridge * pull
+        return float(value + ridge / 2 * pull @ pull), gradient
+
+    bounds = [(SMALLEST_SLOPE, None), (None, None)]
+    return np.asarray(minimize(loss, identity, jac=True, method="L-BFGS-B", bounds=bounds).x)
+
+
+def safe_logit(probabilities: ArrayLike, *, floor: float = 1e-6) -> Floats:
+    """Log-odds of probabilities kept within [floor, 1 − floor].
+
+    >>> safe_logit([0.5, 1.0], floor=0.01).round(2)
+    array([0. , 4.6])
+    """
+    return np.asarray(logit(np.clip(np.asarray(probabilities, np.float64), floor, 1 - floor)))
+
+
+def patient_draws(subject_ids: ArrayLike, *, draws: int, seed: int) -> NDArray[np.float32]:
+    """Weights (draws, pairs) of a bootstrap that resamples patients, all pairs of one together.
+
+    >>> patient_draws([7, 7, 9], draws=1, seed=0).sum(axis=1) > 0
+    array([ True])
+    """
+    subjects, position = np.unique(np.asarray(subject_ids), return_inverse=True)
+    count = len(subjects)
+    if count == 0:
+        return np.zeros((draws, 0), dtype=np.float32)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn.astype(np.float32)[:, position]
+
+
+def percentile_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float] | None:
+    """The central interval of bootstrap values; None if fewer than half the draws have a value.
+
+    >>> percentile_interval([0.0, 1.0, 2.0, 3.0, 4.0], level=0.5)
+    (1.0, 3.0)
+    """
+    values = np.asarray(values, dtype=np.float64)
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0 or 2 * len(defined) < len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,215 @@
+"""Two baselines any language model has to beat: carry-forward, and logistic regression on codes.
+
+In: the visits and pairs tables, and which phenotypes were present at earlier visits. Out: for
+each pair and label a probability. Both are fitted on labelled train pairs; tuning pairs choose
+the regression's penalty and calibrate it. Ignores: text, knowledge, the teacher.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from ckd_ehr.learning.scoring import Bools, Floats, fit_platt, label_ranking, macro, safe_logit
+
+Matrix = sparse.csr_matrix
+CODED = ("diagnoses", "medications", "procedures")
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+DEFAULT_PENALTY = 0.1
+SMALLEST_SUPPORT = 2
+
+
+def carry_forward(
+    present_in_train: Bools, labels: Bools, present: Bools, *, smoothing: float = 1.0
+) -> Floats:
+    """P(label at the next visit | label present or absent at the last one), counted on train.
+
+    Args:
+        present_in_train: (train pairs, labels), phenotypes of each pair's last history visit.
+        labels: (train pairs, labels) at the next visit.
+        present: (pairs, labels), the pairs to predict.
+        smoothing: pseudo-pairs at the label's prevalence, added to either group.
+
+    Returns:
+        (pairs, labels): two distinct probabilities a label, so it can be ranked and calibrated.
+
+    >>> seen = np.array([[True], [True], [False], [False]])
+    >>> carry_forward(seen, seen, seen[1:3]).round(2).ravel()
+    array([0.83, 0.17])
+    """
+    pairs = len(labels)
+    prevalence = (labels.sum(axis=0) + 0.5) / (pairs + 1)
+    with_label = present_in_train.sum(axis=0)
+    carried = (present_in_train & labels).sum(axis=0)
+    new = labels.sum(axis=0) - carried
+    if_present = (carried + smoothing * prevalence) / (with_label + smoothing)
+    if_absent = (new + smoothing * prevalence) / (pairs - with_label + smoothing)
+    return np.asarray(np.where(present, if_present, if_absent), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class HistoryIndex:
+    """Which visits (columns) belong to which pair (rows): all of its history, and the last."""
+
+    every: Matrix  # (pairs, visits)
+    last: Matrix  # (pairs, visits)
+
+    def ever(self, of_visits: Bools) -> Bools:
+        """From (visits, n) facts to (pairs, n): true at any visit of the history."""
+        return np.asarray(self.every @ of_visits.astype(np.int32) > 0)
+
+    def at_last(self, of_visits: Bools) -> Bools:
+        """From (visits, n) facts to (pairs, n): true at the last visit of the history."""
+        return np.asarray(self.last @ of_visits.astype(np.int32) > 0)
+
+
+def index_histories(visits: pa.Table, pairs: pa.Table) -> HistoryIndex:
+    """Join the pairs' histories to the rows of the visits table, by visit_id."""
+    history = pairs["history"].combine_chunks()
+    ids = history.flatten()
+    columns = pc.index_in(ids, value_set=visits["visit_id"].combine_chunks()).to_numpy()
+    lengths = pc.list_value_length(history).to_numpy()
+    rows = np.repeat(np.arange(len(history)), lengths)
+    lasts = np.cumsum(lengths) - 1
+    shape = (len(history), visits.num_rows)
+    return HistoryIndex(
+        every=_indicator(rows, columns, shape), last=_indicator(rows[lasts], columns[lasts], shape)
+    )
+
+
+def _indicator(
+    rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]
+) -> Matrix:
+    """A 0/1 matrix with ones at these places, however often each is named."""
+    ones = np.ones(len(rows), dtype=np.float64)
+    matrix = sparse.csr_matrix((ones, (rows, columns)), shape=shape)
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def visit_codes(visits: pa.Table) -> tuple[Matrix, list[str]]:
+    """Presence of every (kind, system, code): a matrix (visits, codes) and the codes' names."""
+    rows, names = [], []
+    for kind in CODED:
+        lists = visits[kind].combine_chunks()
+        codes = lists.flatten()
+        rows.append(np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy()))
+        fields = [pc.struct_field(codes, name) for name in ("system", "code")]
+        names.append(pc.binary_join_element_wise(kind, *fields, "//"))
+    encoded = pa.chunked_array(names).combine_chunks().dictionary_encode()
+    vocabulary = encoded.dictionary.to_pylist()
+    shape = (visits.num_rows, len(vocabulary))
+    return _indicator(np.concatenate(rows), encoded.indices.to_numpy(), shape), vocabulary
+
+
+def code_features(visits: pa.Table, pairs: pa.Table, *, fit_on: Bools) -> Matrix:
+    """What logistic regression sees of each pair: a sparse matrix (pairs, features).
+
+    Each code twice (ever in the history, at the last visit), then age and the log numbers of
+    visits and of codes, standardised, and sex. Codes in fewer than two of the `fit_on` pairs are
+    left out; means and deviations come from those pairs too. Nothing of the next visit enters.
+    """
+    histories, (codes, _) = index_histories(visits, pairs), visit_codes(visits)
+    ever = _presence(histories.every @ codes)
+    support = np.asarray(ever[fit_on].sum(axis=0)).ravel()
+    kept = np.nonzero(support >= SMALLEST_SUPPORT)[0]
+    last = _presence(histories.last @ codes)
+    code_count = np.asarray(ever.sum(axis=1), dtype=np.float64).ravel()
+    plain = _plain_features(visits, histories, code_count=code_count)
+    blocks = [ever[:, kept], last[:, kept], sparse.csr_matrix(_standardise(plain, fit_on))]
+    sexes = _sex_columns(visits)
+    if sexes is not None:
+        blocks.append(sparse.csr_matrix(histories.at_last(sexes).astype(np.float64)))
+    return sparse.csr_matrix(sparse.hstack(blocks))
+
+
+def _presence(counts: Matrix) -> Matrix:
+    counts = sparse.csr_matrix(counts)
+    counts.data[:] = 1.0
+    return counts
+
+
+def _plain_features(visits: pa.Table, histories: HistoryIndex, *, code_count: Floats) -> Floats:
+    """Age at the last visit (NaN if unknown), log visits, log codes: (pairs, 3)."""
+    ages = visits["age_years"].to_numpy().astype(np.float64)
+    last_visit = np.asarray(histories.last.argmax(axis=1)).ravel()
+    visit_count = np.asarray(histories.every.sum(axis=1)).ravel()
+    return np.column_stack([ages[last_visit], np.log1p(visit_count), np.log1p(code_count)])
+
+
+def _standardise(values: Floats, fit_on: Bools) -> Floats:
+    """Zero mean, unit deviation over the `fit_on` rows; unknown stands at the mean."""
+    fitted = values[fit_on]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean, deviation = np.nanmean(fitted, axis=0), np.nanstd(fitted, axis=0)
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    return np.asarray(np.nan_to_num((values - mean) / deviation), dtype=np.float64)
+
+
+def _sex_columns(visits: pa.Table) -> Bools | None:
+    """One column a recorded sex, (visits, sexes)."""
+    sex = np.asarray(visits["sex"].to_pylist(), dtype=object)
+    known = sorted({value for value in sex if value is not None})
+    return np.column_stack([sex == value for value in known]) if known else None
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """Calibrated probabilities (pairs, labels) and the inverse penalty C that tuning chose."""
+
+    probabilities: Floats
+    penalty: float
+
+
+def logistic_regression(
+    features: Matrix,
+    labels: Bools,
+    *,
+    train: Bools,
+    tuning: Bools,
+    penalties: Sequence[float] = PENALTIES,
+) -> LogisticFit:
+    """One L2 logistic regression a label; C by tuning macro-AUPRC, then Platt scaling on tuning.
+
+    The same C serves all labels. A label with one class in train gets its (smoothed) prevalence
+    for every pair. Where tuning ranks nothing (one class in every label), C is 0.1.
+
+    Args:
+        features: (pairs, features).
+        labels: (pairs, labels); rows outside `train` and `tuning` are not looked at.
+        train, tuning: (pairs,) masks.
+    """
+    best, best_score = LogisticFit(np.zeros((0, 0)), DEFAULT_PENALTY), -1.0
+    ordered = sorted(penalties, key=lambda penalty: penalty != DEFAULT_PENALTY)
+    for penalty in ordered:
+        probabilities = _fit_labels(features, labels, train=train, penalty=penalty)
+        score = float(macro(label_ranking(probabilities[tuning], labels[tuning]).auprc)[0])
+        if np.nan_to_num(score) > best_score:
+            best, best_score = LogisticFit(probabilities, penalty), float(np.nan_to_num(score))
+    logits = safe_logit(best.probabilities)
+    scaling = fit_platt(logits[tuning], labels[tuning])
+    return LogisticFit(expit(scaling.apply(logits)), best.penalty)
+
+
+def _fit_labels(features: Matrix, labels: Bools, *, train: Bools, penalty: float) -> Floats:
+    probabilities = np.empty(labels.shape)
+    for k in range(labels.shape[1]):
+        outcome = labels[train, k]
+        if outcome.all() or not outcome.any():
+            probabilities[:, k] = (outcome.sum() + 0.5) / (len(outcome) + 1)
+            continue
+        model = LogisticRegression(C=penalty, solver="lbfgs", tol=1e-3, max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(features[train], outcome)
+        probabilities[:, k] = model.predict_proba(features)[:, 1]
+    return probabilities

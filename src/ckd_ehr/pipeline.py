@@ -129,7 +129,7 @@ STAGES: tuple[Stage, ...] = (
         summary="BERT on hard labels alone, and distilled",
         function=_student,
         sections=("student", "device"),
-        reads=("cohort", "knowledge/student.parquet", "signals"),
+        reads=("cohort", "knowledge", "teacher", "signals"),
         writes=("hard/", "distilled/", "predictions.parquet"),
         externals=_student_digest,
     ),

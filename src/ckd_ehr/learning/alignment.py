@@ -1,0 +1,91 @@
+"""Concept spans ↔ tokens, for any fast tokenizer.
+
+In: a narrative and a tokenizer. Out: token ids, and for each token the concept it belongs to.
+Ignores: what the concepts mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckd_ehr.contracts.records import Narrative, Span
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Reading = Literal["first", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A narrative as one model reads it.
+
+    `concept_index[i]` is 0 for a token of no concept, else 1 + the concept's place in
+    `concept_ids`; `reading_index` is the token whose state sums up the text.
+    """
+
+    input_ids: tuple[int, ...]
+    concept_index: tuple[int, ...]
+    reading_index: int
+    concept_ids: tuple[str, ...]
+
+
+def concept_index_of(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
+) -> NDArray[np.int64]:
+    """For each token the 1-based span it overlaps most, 0 for none.
+
+    Args:
+        offsets: (start, end) characters of each token, in the text; (0, 0) for special tokens.
+        spans: in order of their start, not overlapping.
+
+    >>> first = Span(0, 6, "a", "diagnosis", "ICD9CM", "4280", 0)
+    >>> spans = [first, Span(8, 12, "b", "diagnosis", "ICD9CM", "4019", 0)]
+    >>> concept_index_of([(0, 0), (0, 3), (3, 6), (6, 7), (7, 12)], spans).tolist()
+    [0, 1, 1, 0, 2]
+    """
+    tokens = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    if not spans:
+        return np.zeros(len(tokens), dtype=np.int64)
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    ends = np.array([span.end for span in spans], dtype=np.int64)
+    last = np.searchsorted(starts, tokens[:, 1] - 1, side="right") - 1
+    best = np.zeros(len(tokens), dtype=np.int64)
+    best_overlap = np.zeros(len(tokens), dtype=np.int64)
+    for candidate in (last - 1, last):
+        inside = np.maximum(candidate, 0)
+        overlap = np.minimum(tokens[:, 1], ends[inside]) - np.maximum(tokens[:, 0], starts[inside])
+        better = (candidate >= 0) & (overlap > best_overlap)
+        best[better] = candidate[better] + 1
+        best_overlap[better] = overlap[better]
+    return best
+
+
+def encode(
+    narrative: Narrative, tokenizer: "Tokenizer", *, reading: Reading, end_token: int | None = None
+) -> Encoded:
+    """Tokenise a narrative and find each concept's tokens.
+
+    `reading="first"` reads at the first token ([CLS] of an encoder); `reading="last"` appends
+    `end_token` and reads there (causal models see the whole text only at the end).
+    """
+    encoding = tokenizer.encode(narrative.text)
+    index = concept_index_of(encoding.offsets, narrative.spans)
+    ids = list(encoding.ids)
+    if reading == "last":
+        if end_token is not None:
+            ids.append(end_token)
+            index = np.append(index, 0)
+        position = len(ids) - 1
+        index[position] = 0
+    else:
+        position = 0
+    return Encoded(
+        input_ids=tuple(ids),
+        concept_index=tuple(index.tolist()),
+        reading_index=position,
+        concept_ids=tuple(span.concept_id for span in narrative.spans),
+    )

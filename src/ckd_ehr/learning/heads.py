@@ -1,0 +1,152 @@
+"""The label attention head, the same in form for teacher and student.
+
+In: hidden states of tokens, and which concept each token belongs to. Out: one logit per label,
+the attention of each label over the concepts, and signed evidence that sums to the logit.
+Ignores: where hidden states come from.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ckd_ehr.contracts.runs import write_json
+
+Pooling = Literal["mean", "last"]
+
+
+class HeadOutput(NamedTuple):
+    """What a label reads, and where. State 0 is the reading state, 1…C are the concepts."""
+
+    logits: Tensor  # (batch, labels)
+    scores: Tensor  # (batch, labels, 1 + concepts), before the softmax; -inf where masked
+    attention: Tensor  # (batch, labels, 1 + concepts), rows sum to 1
+    evidence: Tensor  # (batch, labels, 1 + concepts), sums to logit - bias
+
+
+def pool_concepts(hidden: Tensor, concept_index: Tensor, concepts: int, pooling: Pooling) -> Tensor:
+    """The state of each concept: mean of its tokens, or its last token.
+
+    Args:
+        hidden: (batch, tokens, size).
+        concept_index: (batch, tokens), 0 for none, c for concept c (from 1).
+        concepts: how many concepts to return; one without tokens gets zeros.
+
+    Returns:
+        (batch, concepts, size).
+
+    >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
+    >>> index = torch.tensor([[1, 1, 2]])
+    >>> pool_concepts(hidden, index, 2, "mean").flatten().tolist()
+    [2.0, 9.0]
+    >>> pool_concepts(hidden, index, 2, "last").flatten().tolist()
+    [3.0, 9.0]
+    """
+    numbers = torch.arange(1, concepts + 1, device=hidden.device)
+    member = concept_index.unsqueeze(1) == numbers[None, :, None]  # (batch, concepts, tokens)
+    if pooling == "mean":
+        counts = member.sum(-1, keepdim=True).clamp(min=1)
+        return (member.to(hidden.dtype) / counts.to(hidden.dtype)) @ hidden
+    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    last = (member * places).amax(-1)  # (batch, concepts), 0 where it has no token
+    index = (last - 1).clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, index) * (last > 0).unsqueeze(-1)
+
+
+class LabelAttentionHead(nn.Module):
+    """Label attention over concepts and a reading state.
+
+    With h the layer-normalised states: α_kc = softmax_c(q_k · tanh(W h_c)),
+    e_kc = α_kc (w_k · h_c), z_k = Σ_c e_kc + b_k. Related: Mullenbach et al. 2018 (CAML),
+    Vu et al. 2020 (LAAT). The states are normalised because decoders' last states differ in scale
+    by orders of magnitude, which would saturate the tanh.
+    """
+
+    def __init__(self, hidden_size: int, labels: int, attention_size: int = 128) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.project = nn.Linear(hidden_size, attention_size)
+        self.queries = nn.Parameter(torch.randn(labels, attention_size) / math.sqrt(attention_size))
+        self.weights = nn.Parameter(torch.randn(labels, hidden_size) * 0.1 / math.sqrt(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(labels))
+
+    def start_at(self, prevalence: Tensor) -> None:
+        """Set the biases to the logits of the train prevalences (labels,)."""
+        with torch.no_grad():
+            self.bias.copy_(torch.logit(prevalence.clamp(1e-4, 1 - 1e-4)))
+
+    def forward(self, states: Tensor, mask: Tensor) -> HeadOutput:
+        """Read the states.
+
+        Args:
+            states: (batch, 1 + concepts, size), the reading state first.
+            mask: (batch, 1 + concepts), False where a concept is absent.
+        """
+        states = self.norm(states.float())
+        scores = torch.einsum("ka,bca->bkc", self.queries, torch.tanh(self.project(states)))
+        scores = scores.masked_fill(~mask.unsqueeze(1), -torch.inf)
+        attention = scores.softmax(-1)
+        evidence = attention * torch.einsum("kd,bcd->bkc", self.weights, states)
+        return HeadOutput(evidence.sum(-1) + self.bias, scores, attention, evidence)
+
+
+class LabelAttentionModel(nn.Module):
+    """A Transformer backbone with the label attention head.
+
+    Only parameters that are trained enter `state_dict`, so that a checkpoint of a LoRA teacher
+    holds its adapter and head, not the frozen backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, head: LabelAttentionHead, pooling: Pooling) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.pooling: Pooling = pooling
+
+    def forward(
+        self,
+        input_ids: Tensor,  # (batch, tokens)
+        attention_mask: Tensor,  # (batch, tokens)
+        concept_index: Tensor,  # (batch, tokens)
+        concept_mask: Tensor,  # (batch, concepts)
+        reading_index: Tensor,  # (batch,)
+    ) -> HeadOutput:
+        """Logits, attention and evidence of a batch of encoded narratives."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        reading = hidden[rows, reading_index].unsqueeze(1)
+        concepts = pool_concepts(hidden, concept_index, concept_mask.shape[1], self.pooling)
+        states = torch.cat([reading, concepts], dim=1)
+        always = concept_mask.new_ones(len(hidden), 1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            output: HeadOutput = self.head(states, torch.cat([always, concept_mask], dim=1))
+        return output
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The trained parameters."""
+        trained = {name for name, value in self.named_parameters() if value.requires_grad}
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = str(kwargs.get("prefix", ""))
+        return {name: state[name] for name in state if name.removeprefix(prefix) in trained}
+
+
+def save_head(folder: Path, head: LabelAttentionHead, labels: Sequence[str]) -> None:
+    """Write the head and what its outputs are called; `head.json` last."""
+    save_file({name: value.contiguous() for name, value in head.state_dict().items()},
+              folder / "head.safetensors")  # fmt: skip
+    attention_size, hidden_size = head.project.weight.shape
+    shape = {"hidden_size": hidden_size, "attention_size": attention_size}
+    write_json(folder / "head.json", {"labels": list(labels), **shape})
+
+
+def load_head(folder: Path) -> LabelAttentionHead:
+    """Read a head that `save_head` wrote."""
+    facts = json.loads((folder / "head.json").read_text())
+    head = LabelAttentionHead(facts["hidden_size"], len(facts["labels"]), facts["attention_size"])
+    head.load_state_dict(load_file(folder / "head.safetensors"))
+    return head

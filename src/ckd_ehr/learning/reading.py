@@ -1,0 +1,61 @@
+"""Running a label attention model over narratives, without training it.
+
+In: a model and encoded narratives. Out: head outputs on the CPU. Ignores: which model it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
+from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+
+BATCH_TOKENS = 8192
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` becomes what the machine has."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise CkdEhrError("device=cuda: PyTorch finds no CUDA device; use device=cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+@contextmanager
+def reading(device: str, precision: str) -> Iterator[None]:
+    """No gradients, and autocast where training had it: same numbers as in evaluation."""
+    bf16 = precision == "bf16"
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        yield
+
+
+def read_batch(
+    model: LabelAttentionModel, examples: Sequence[Example], *, pad_token: int, device: str
+) -> HeadOutput:
+    """One forward pass over examples, outputs as fp32 on the CPU."""
+    batch = make_batch(examples, pad_token=pad_token, labels=len(model.head.bias))
+    output: HeadOutput = model(**{name: batch[name].to(device) for name in MODEL_INPUTS})
+    return HeadOutput(*(value.float().cpu() for value in output))
+
+
+def predict_logits(
+    model: LabelAttentionModel,
+    examples: Sequence[Example],
+    *,
+    pad_token: int,
+    device: str,
+    precision: str,
+) -> NDArray[np.float64]:
+    """Uncalibrated logits (examples, labels), in batches of similar length."""
+    logits = np.zeros((len(examples), len(model.head.bias)))
+    lengths = [len(example.encoded.input_ids) for example in examples]
+    for rows in batches_by_tokens(lengths, BATCH_TOKENS):
+        with reading(device, precision):
+            batch = [examples[row] for row in rows]
+            logits[rows] = read_batch(model, batch, pad_token=pad_token, device=device).logits
+    return logits

@@ -1,0 +1,234 @@
+"""One way to train: Hugging Face Trainer around a label attention model.
+
+In: a model, examples, a loss. Out: the model at its best tuning score, and what happened.
+Training resumes from its last checkpoint after a kill. Ignores: whether it trains a teacher or a
+student.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ckd_ehr.contracts.config import TrainingConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
+from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.scoring import label_ranking, macro
+
+Loss = Callable[[HeadOutput, Batch, float], Tensor]
+SELECTION = "eval_selection"
+
+
+class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
+    """Trainer whose loss is a function of (head output, batch, progress from 0 to 1)."""
+
+    def __init__(self, *, loss: Loss, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss = loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: object
+    ) -> Any:
+        """The loss at the present step."""
+        output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        loss = self.loss(output, inputs, progress)
+        return (loss, {"logits": output.logits}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, logits and labels of one evaluation batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), output["logits"].detach(), inputs["labels"]
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
+    """Checkpoints every few steps and says how far training is, with the time left."""
+
+    def __init__(self, title: str, checkpoint_steps: int, say: Callable[[str], None]) -> None:
+        self.title = title
+        self.checkpoint_steps = checkpoint_steps
+        self.say = say
+        self.started: float | None = None
+        self.first_step = 0
+        self.last_said = 0.0
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.checkpoint_steps == 0:
+            control.should_save = True
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        now = time.monotonic()
+        if self.started is not None and now - self.last_said >= 20:
+            rate = (state.global_step - self.first_step) / (now - self.started)
+            left = (state.max_steps - state.global_step) / rate
+            self.say(
+                f"    {self.title}: step {state.global_step}/{state.max_steps}, "
+                f"{rate * args.per_device_train_batch_size:.1f} pairs/s, {left:.0f} s left"
+            )
+            self.last_said = now
+
+    def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: Any, **_: Any) -> None:
+        self.say(
+            f"    {self.title}: epoch {state.epoch:.2g}, tuning macro-AUPRC "
+            f"{metrics['eval_macro_auprc']:.3f}, loss {metrics['eval_loss']:.3f}"
+        )
+
+
+def fit(
+    model: LabelAttentionModel,
+    *,
+    train: Sequence[Example],
+    tuning: Sequence[Example],
+    loss: Loss,
+    settings: TrainingConfig,
+    pad_token: int,
+    labels: int,
+    checkpoints: Path,
+    seed: int,
+    device: str,
+    title: str,
+    say: Callable[[str], None],
+) -> dict[str, object]:
+    """Train with early stopping on tuning macro-AUPRC; leaves the best weights in the model.
+
+    Args:
+        checkpoints: where checkpoints are kept; an earlier, killed run is resumed from there.
+
+    Returns:
+        Steps, seconds, pairs per second, and the tuning scores by step.
+    """
+    arguments = _arguments(settings, len(train), checkpoints, seed=seed, device=device)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
+    trainer = LossTrainer(
+        model=model,
+        args=arguments,
+        loss=loss,
+        train_dataset=PairDataset(train),
+        eval_dataset=PairDataset(tuning),
+        data_collator=collator(pad_token=pad_token, labels=labels),
+        compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
+        optimizers=(optimizer, None),
+        callbacks=[
+            _Reporter(title, settings.checkpoint_steps, say),
+            _Patience(settings.patience),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    set_seed(seed)
+    resumed = _usable_checkpoint(checkpoints)
+    if resumed is not None:
+        say(f"    {title}: resuming from {Path(resumed).name}")
+    result = trainer.train(resume_from_checkpoint=resumed)
+    if not np.isfinite(result.training_loss):
+        raise CkdEhrError(f"{title}: the loss is not finite; lower learning_rate or use fp32")
+    history = trainer.state.log_history
+    scores = {
+        str(entry["step"]): round(float(entry["eval_macro_auprc"]), 5)
+        for entry in history
+        if "eval_macro_auprc" in entry
+    }
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": round(float(result.metrics["train_runtime"]), 1),
+        "pairs": len(train),
+        "loss": round(float(result.training_loss), 5),
+        "tuning_macro_auprc": scores,
+        "best_step": trainer.state.best_global_step,
+    }
+
+
+class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
+    """Stops after so many evaluations without a better selection score."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        scores = [entry[SELECTION] for entry in state.log_history if SELECTION in entry]
+        if scores and len(scores) - 1 - int(np.argmax(scores)) >= self.patience:
+            control.should_training_stop = True
+
+
+def _arguments(
+    settings: TrainingConfig, pairs: int, checkpoints: Path, *, seed: int, device: str
+) -> Any:
+    steps_per_epoch = max(1, -(-pairs // settings.batch_size))
+    every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
+    total = max(1, round(steps_per_epoch * settings.epochs))
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=total,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size * 2,
+        warmup_steps=round(settings.warmup_ratio * total),
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        bf16=settings.precision == "bf16",
+        use_cpu=device == "cpu",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=min(every, total),
+        save_strategy="steps",
+        save_steps=min(every, total),
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=SELECTION,
+        greater_is_better=True,
+        logging_strategy="no",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        dataloader_pin_memory=False,
+    )
+
+
+def _parameter_groups(model: LabelAttentionModel, settings: TrainingConfig) -> list[dict[str, Any]]:
+    backbone = [value for value in model.backbone.parameters() if value.requires_grad]
+    return [
+        {"params": backbone, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {
+            "params": list(model.head.parameters()),
+            "lr": settings.head_learning_rate,
+            "weight_decay": settings.weight_decay,
+        },
+    ]
+
+
+def _selection(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, float]:
+    """macro-AUPRC; where no label can be scored, the negative loss chooses instead."""
+    score = float(macro(label_ranking(logits, labels > 0.5).auprc)[0])
+    if np.isfinite(score):
+        return {"selection": score, "macro_auprc": score}
+    losses = np.logaddexp(0, logits) - labels * logits
+    return {"selection": -float(losses.mean()), "macro_auprc": float("nan")}
+
+
+def _usable_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are passed over."""
+    if not checkpoints.is_dir():
+        return None
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").is_file():
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+    last: str | None = get_last_checkpoint(str(checkpoints))
+    return last

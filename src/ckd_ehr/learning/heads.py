@@ -7,7 +7,7 @@ Ignores: where hidden states come from.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -129,10 +129,22 @@ class LabelAttentionModel(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained parameters."""
-        trained = {name for name, value in self.named_parameters() if value.requires_grad}
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        prefix = str(kwargs.get("prefix", ""))
+        prefix, trained = str(kwargs.get("prefix", "")), self._trained()
         return {name: state[name] for name in state if name.removeprefix(prefix) in trained}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what `state_dict` gave; frozen parameters are not missed."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in found.missing_keys if name in self._trained()]
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
+        return type(found)(missing, found.unexpected_keys)
+
+    def _trained(self) -> set[str]:
+        return {name for name, value in self.named_parameters() if value.requires_grad}
 
 
 def save_head(folder: Path, head: LabelAttentionHead, labels: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ class StudentPredictor:
     def _explain_label(self, output: HeadOutput, narrative: Narrative, k: int) -> LabelExplanation:
         slope, intercept = self.scaling.slope[k], self.scaling.intercept[k]
         evidence = slope * output.evidence[0, k].double().numpy()
-        bias = slope * float(self.model.head.bias[k]) + intercept
+        bias = slope * self.model.head.bias[k].item() + intercept
         concepts = tuple(
             ConceptEvidence(
                 concept_id=span.concept_id,

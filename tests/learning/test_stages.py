@@ -1,0 +1,198 @@
+"""Teacher, signals and student as stages, on tiny random models of the real architectures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
+from ckd_ehr.contracts.runs import StageContext, read_table
+from ckd_ehr.learning.examples import read_narratives, read_pairs
+from ckd_ehr.learning.inference import StudentPredictor
+from ckd_ehr.learning.scoring import label_ranking, macro
+from ckd_ehr.learning.signals import SignalStore, write_signals
+from ckd_ehr.learning.student import write_students
+from ckd_ehr.learning.teacher import write_teacher
+from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
+
+
+@dataclass
+class Run:
+    root: Path
+    config: RunConfig
+
+    def context(self, stage: str, **changes: object) -> StageContext:
+        folders = {name: self.root / name for name in ("cohort", "knowledge", "teacher", "signals")}
+        folder = self.root / stage
+        folder.mkdir(exist_ok=True)
+        return StageContext(config=self.config, folder=folder, inputs=folders, say=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("run")
+    write_cohort(root / "cohort", root / "knowledge")
+    common = {"precision": "fp32", "batch_size": 8, "learning_rate": 3e-3}
+    config = build_config(
+        {
+            "name": "tiny",
+            "device": "cpu",
+            "teacher": {
+                "model": tiny_qwen2(root / "qwen2"),
+                "epochs": 10,
+                "head_learning_rate": 0.02,
+                **common,
+            },
+            "student": {
+                "model": tiny_bert(root / "bert"),
+                "epochs": 12,
+                "head_learning_rate": 0.02,
+                **common,
+            },
+        }
+    )
+    run = Run(root, config)
+    write_teacher(run.context("teacher"))
+    write_signals(run.context("signals"))
+    write_students(run.context("student"))
+    return run
+
+
+def test_every_pair_has_soft_labels_from_a_teacher_that_has_not_seen_its_patient(run: Run) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    rows = read_table(run.root / "signals" / "soft_labels.parquet", SOFT_LABELS).to_pylist()
+    fold_of = {row["pair_id"]: row["fold"] for row in rows}
+    assert set(fold_of) == set(pairs.pair_ids)
+    for pair_id, split, fold in zip(pairs.pair_ids, pairs.split, pairs.fold, strict=True):
+        assert fold_of[pair_id] == (fold if split == "train" else -1)
+    spreads = {row["pair_id"]: row["spread"] for row in rows}
+    tuning = [pairs.pair_ids[row] for row in pairs.rows(split="tuning")]
+    assert all(spreads[pair_id] is not None for pair_id in tuning)
+
+
+def test_the_teacher_learns_the_pattern_out_of_fold(run: Run) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    store = _store(run)
+    logits = np.array([store.logits()[pair_id] for pair_id in pairs.pair_ids])
+    train = pairs.rows(split="train", labelled=True)
+    assert macro(label_ranking(logits[train], pairs.labels[train]).auprc)[0] > 0.9
+
+
+def test_attention_rows_sum_to_one_and_are_refused_for_another_text(run: Run) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    texts = read_narratives(run.root / "knowledge", "teacher")
+    row = int(pairs.rows(split="train", labelled=False)[0])
+    pair_id, fold = pairs.pair_ids[row], int(pairs.fold[row])
+    store = _store(run)
+    signal = store.attention(pair_id, texts[pair_id].text, fold)
+    assert signal.attention.shape == (3, 1 + len(texts[pair_id].spans))
+    np.testing.assert_allclose(signal.attention.sum(-1), 1, atol=2e-3)
+    with pytest.raises(CkdEhrError, match="another text or teacher"):
+        store.attention(pair_id, texts[pair_id].text + " more", fold)
+    with pytest.raises(CkdEhrError, match="another text or teacher"):
+        store.attention(pair_id, texts[pair_id].text, 1 - fold)
+
+
+def test_both_students_predict_tuning_and_held_out_and_learn(run: Run) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    table = read_table(run.root / "student" / "predictions.parquet", PREDICTIONS).to_pylist()
+    expected = {pairs.pair_ids[row] for row in range(len(pairs.pair_ids))
+                if pairs.split[row] != "train"}  # fmt: skip
+    for model in ("student_hard", "student_distilled"):
+        rows = [row for row in table if row["model"] == model]
+        assert {row["pair_id"] for row in rows} == expected
+        held_out = [row for row in rows if row["split"] == "held_out"]
+        scores = [row["probabilities"] for row in held_out]
+        truth = [row["labels"] for row in held_out]
+        assert macro(label_ranking(scores, truth).auprc)[0] > 0.9
+
+
+def test_a_loaded_student_says_what_it_predicted_in_its_stage(run: Run) -> None:
+    predictor = StudentPredictor(run.root / "student" / "distilled")
+    table = pq.read_table(run.root / "student" / "predictions.parquet").to_pylist()
+    row = next(row for row in table if row["model"] == "student_distilled")
+    narrative = read_narratives(run.root / "knowledge", "student")[row["pair_id"]]
+    explanation = predictor.explain(row["pair_id"], narrative)
+    assert [label.label for label in explanation.labels] == list(LABELS)
+    np.testing.assert_allclose(
+        [label.probability for label in explanation.labels], row["probabilities"], atol=1e-4
+    )
+
+
+def test_evidence_sums_to_the_log_odds(run: Run) -> None:
+    predictor = StudentPredictor(run.root / "student" / "distilled")
+    narratives = read_narratives(run.root / "knowledge", "student")
+    pair_id = next(iter(narratives))
+    for label in predictor.explain(pair_id, narratives[pair_id]).labels:
+        total = label.base_log_odds + label.reading_state_log_odds
+        total += sum(concept.log_odds for concept in label.concepts)
+        assert 1 / (1 + np.exp(-total)) == pytest.approx(label.probability, abs=1e-6)
+
+
+def test_a_killed_teacher_resumes_to_the_same_weights(run: Run, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill_at_second_evaluation(line: str) -> None:
+        if "fold 1" in line and "epoch" in line and next(countdown) == 0:
+            raise KilledError
+
+    countdown = iter((2, 1, 0, *[9] * 99))
+    killed = StageContext(
+        config=run.config,
+        folder=tmp_path,
+        inputs=run.context("teacher").inputs,
+        say=kill_at_second_evaluation,
+    )
+    with pytest.raises(KilledError):
+        write_teacher(killed)
+    assert (tmp_path / "work" / "fold_0" / "head.json").is_file()
+    said: list[str] = []
+    resumed = StageContext(
+        config=run.config, folder=tmp_path, inputs=killed.inputs, say=said.append
+    )
+    write_teacher(resumed)
+    assert any("resuming from checkpoint-" in line for line in said)
+    once = json.loads((run.root / "teacher" / "training.json").read_text())
+    twice = json.loads((tmp_path / "training.json").read_text())
+    for fold in ("fold_0", "fold_1"):
+        assert once[fold]["tuning_macro_auprc"] == twice[fold]["tuning_macro_auprc"]
+        assert once[fold]["best_step"] == twice[fold]["best_step"]
+
+
+def test_a_decoder_is_refused_as_student_and_an_encoder_as_teacher(
+    run: Run, tmp_path: Path
+) -> None:
+    settings = run.config.model_dump(mode="json")
+    settings["teacher"]["model"], settings["student"]["model"] = (
+        settings["student"]["model"],
+        settings["teacher"]["model"],
+    )
+    swapped = Run(tmp_path, build_config(settings))
+    for name in ("cohort", "knowledge", "teacher", "signals"):
+        (tmp_path / name).symlink_to(run.root / name)
+    with pytest.raises(CkdEhrError, match="a decoder is needed"):
+        write_teacher(
+            StageContext(
+                config=swapped.config,
+                folder=tmp_path,
+                inputs=swapped.context("student").inputs,
+                say=lambda _: None,
+            )
+        )
+    with pytest.raises(CkdEhrError, match="a BERT-family encoder is needed"):
+        write_students(swapped.context("student"))
+
+
+def _store(run: Run) -> SignalStore:
+    return SignalStore(
+        run.root / "signals",
+        model=run.config.teacher.model,
+        precision=run.config.teacher.precision,
+        teacher=run.root / "teacher",
+    )

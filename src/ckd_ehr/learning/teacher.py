@@ -131,15 +131,27 @@ def load_backbone(model: str, *, precision: str) -> Any:
 
 
 def _peft_config(settings: LoraConfig, backbone: nn.Module) -> PeftLoraConfig:
-    layers = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    adapted = max(1, round(layers * settings.layers))
     return PeftLoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="all-linear",
-        layers_to_transform=None if adapted == layers else list(range(layers - adapted, layers)),
+        target_modules="all-linear" if settings.layers == 1 else _top_linears(backbone, settings),
     )
+
+
+def _top_linears(backbone: nn.Module, settings: LoraConfig) -> list[str]:
+    """Names of the linear layers in the top share of the decoder's blocks."""
+    blocks = [(name, part) for name, part in backbone.named_modules() if name.endswith(".layers")
+              or name == "layers"]  # fmt: skip
+    name, stack = blocks[0]
+    assert isinstance(stack, nn.ModuleList)
+    first = len(stack) - max(1, round(len(stack) * settings.layers))
+    return [
+        f"{name}.{number}.{inner}"
+        for number in range(first, len(stack))
+        for inner, part in stack[number].named_modules()
+        if isinstance(part, nn.Linear)
+    ]
 
 
 def out_of_fold(pairs: PairTable, fold: int) -> NDArray[np.intp]:

@@ -1,0 +1,157 @@
+"""The whole path on tiny random models: simulated hospital in, report out; skip, rerun, resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny_bert, tiny_qwen2
+
+from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.runs import MANIFEST, read_manifest
+from ckd_ehr.pipeline import STAGES, run_directory
+
+STAGE_NAMES = [stage.name for stage in STAGES]
+MODELS = {
+    "carry_forward",
+    "logistic_regression",
+    "student_hard",
+    "student_distilled",
+    "teacher",
+}
+
+
+def tiny_settings(root: Path) -> dict[str, object]:
+    """Settings of a run that takes seconds: few patients, tiny models, every stage real."""
+    common = {"precision": "fp32", "epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
+    return {
+        "name": "tiny",
+        "device": "cpu",
+        "data": {"source": "simulated", "simulator": {"patients": 60}},
+        "knowledge": {"teacher": {"max_tokens": 200}, "student": {"max_tokens": 200}},
+        "teacher": {"model": tiny_qwen2(root / "qwen2"), "checkpoint_steps": 1, **common},
+        "student": {"model": tiny_bert(root / "bert"), **common},
+        "evaluation": {"bootstrap_draws": 50, "latency_pairs": 3},
+    }
+
+
+class Runner:
+    """Runs the pipeline at `out` and remembers which stages were not skipped."""
+
+    def __init__(self, root: Path) -> None:
+        self.settings = tiny_settings(root)
+        self.out = root / "run"
+        self.said: list[str] = []
+
+    def run(self, **student: object) -> list[str]:
+        """Run with changed student settings; the names of the stages that ran."""
+        settings = {**self.settings, "student": {**self.settings["student"], **student}}  # type: ignore[dict-item]
+        self.said = []
+        config = build_config(settings)
+        run_directory(self.out).execute(config, command=["test"], say=self.said.append)
+        return [name for name in STAGE_NAMES if any(f" {name}: done" in line for line in self.said)]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    runner = Runner(tmp_path_factory.mktemp("pipeline"))
+    assert runner.run() == STAGE_NAMES
+    return runner
+
+
+def test_every_stage_publishes_what_the_stage_table_says(runner: Runner) -> None:
+    directory = run_directory(runner.out)
+    for stage in STAGES:
+        folder = directory.folder(stage.name)
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        assert manifest.stage == stage.name
+        for pattern in stage.writes:
+            found = list(folder.glob(pattern.rstrip("/")))
+            assert found, f"{stage.name} promises {pattern}"
+    assert not list(runner.out.glob("*.partial"))
+
+
+def test_the_five_models_stand_side_by_side(runner: Runner) -> None:
+    metrics = json.loads(
+        (run_directory(runner.out).folder("evaluation") / "metrics.json").read_text()
+    )
+    assert set(metrics["models"]) == MODELS
+    report = (run_directory(runner.out).folder("evaluation") / "report.html").read_text()
+    assert "<table" in report
+    assert "https://cdn" not in report
+
+
+def test_a_second_run_skips_every_stage(runner: Runner) -> None:
+    started = time.monotonic()
+    assert runner.run() == []
+    assert time.monotonic() - started < 20
+    assert all("skipped" in line for line in runner.said)
+
+
+def test_changing_the_student_reruns_it_and_what_follows_only(runner: Runner) -> None:
+    assert runner.run(learning_rate=2e-3) == ["student", "evaluation"]
+    runner.run()
+
+
+def test_a_damaged_output_is_made_again(runner: Runner) -> None:
+    path = run_directory(runner.out).folder("student") / "predictions.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert runner.run()[0] == "student"
+
+
+def test_no_narrative_or_prediction_names_the_next_visit(runner: Runner) -> None:
+    import pyarrow.parquet as pq
+
+    directory = run_directory(runner.out)
+    pairs = pq.read_table(directory.folder("cohort") / "pairs.parquet").to_pylist()
+    next_visit = {row["pair_id"]: row["next_visit_id"] for row in pairs}
+    for reader in ("teacher", "student"):
+        rows = pq.read_table(directory.folder("knowledge") / f"{reader}.parquet").to_pylist()
+        assert {row["pair_id"] for row in rows} == set(next_visit)
+        for row in rows:
+            wanted = next_visit[row["pair_id"]]
+            assert wanted is None or wanted not in row["text"]
+
+
+def test_after_kill_minus_9_in_the_teacher_the_run_resumes(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    settings["teacher"] = {**settings["teacher"], "epochs": 30}  # type: ignore[dict-item]
+    config_file = tmp_path / "tiny.yaml"
+    config_file.write_text(yaml.safe_dump(build_config(settings).model_dump(mode="json")))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ckd_ehr.cli", "run", str(config_file), "--out", str(out)]
+    command += ["--until", "teacher"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    work = out / "04_teacher.partial" / "work"
+    deadline = time.monotonic() + 120
+    while not list(work.glob("checkpoints_0/checkpoint-*/trainer_state.json")):
+        assert first.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (out / "04_teacher").exists()
+    cohort_before = (out / "02_cohort" / MANIFEST).read_bytes()
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "resuming from checkpoint-" in second.stdout + second.stderr
+    assert (out / "04_teacher" / MANIFEST).is_file()
+    assert (out / "02_cohort" / MANIFEST).read_bytes() == cohort_before
+
+
+def test_the_shipped_configs_are_valid() -> None:
+    from ckd_ehr.contracts.config import load_config
+
+    root = Path(__file__).parent.parent
+    configs = sorted([*root.glob("configs/*.yaml"), *root.glob("src/ckd_ehr/configs/*.yaml")])
+    assert len(configs) >= 3
+    assert all(isinstance(load_config(path), RunConfig) for path in configs)

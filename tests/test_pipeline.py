@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import tiny_bert, tiny_qwen2
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.runs import MANIFEST, read_manifest
 from ckd_ehr.pipeline import STAGES, run_directory
+from tiny import tiny_bert, tiny_qwen2
 
 STAGE_NAMES = [stage.name for stage in STAGES]
 MODELS = {

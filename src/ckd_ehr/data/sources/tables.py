@@ -1,0 +1,259 @@
+"""A source's CSV tables as DuckDB tables of trimmed text, or one clear error.
+
+In: a folder and the table and column names wanted. Out: tables in a DuckDB connection, every
+column text. Ignores: what the columns mean. No error carries a cell's content: where a value must
+be shown, its shape is (digits as 9, letters as a).
+"""
+
+import contextlib
+import csv
+import difflib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import duckdb
+
+from ckd_ehr.contracts.errors import CkdEhrError
+
+EXTENSIONS = (".csv", ".csv.gz")
+MEMORY_LIMIT = "1GB"
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A file, how many columns it has, and where each wanted one stands (None: absent)."""
+
+    path: Path
+    positions: Mapping[str, int | None]
+    width: int
+
+
+def connect(folder: Path) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that spills into `folder/work` beyond its memory limit."""
+    connection = duckdb.connect()
+    spill = folder / "work" / "spill"
+    connection.execute(f"SET temp_directory = {quoted(str(spill))}")
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute("SET preserve_insertion_order = false")
+    return connection
+
+
+def quoted(text: str) -> str:
+    """A SQL string literal.
+
+    >>> quoted("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
+def find_table(root: Path, name: str) -> Path | None:
+    """The file of a table: `.csv` or `.csv.gz`, upper or lower case; None where absent."""
+    if not root.is_dir():
+        raise CkdEhrError(f"{root}: no such folder; give the tables' folder as data.root=PATH")
+    wanted = {f"{name}{extension}".casefold() for extension in EXTENSIONS}
+    found = sorted(path for path in root.iterdir() if path.name.casefold() in wanted)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CkdEhrError(f"{root}: table {name} stands in several files ({names}); keep one")
+    return found[0] if found else None
+
+
+def require_table(root: Path, name: str) -> Path:
+    """As `find_table`; an absent table is an error."""
+    path = find_table(root, name)
+    if path is None:
+        present = sorted(path.name for path in root.iterdir() if path.is_file())
+        near = difflib.get_close_matches(f"{name}.csv", present, n=1, cutoff=0.5)
+        hint = f" (nearest file: {near[0]})" if near else ""
+        raise CkdEhrError(
+            f"{root}: table {name} is missing: neither {name}.csv nor {name}.csv.gz{hint}; "
+            "put it there, or point data.root at the folder that has it"
+        )
+    return path
+
+
+def describe_table(
+    path: Path,
+    name: str,
+    *,
+    required: Sequence[str],
+    renames: Mapping[str, Mapping[str, str]],
+    optional: Sequence[str] = (),
+) -> SourceTable:
+    """Match the wanted columns against the file's header, without regard to case."""
+    header = read_header(path)
+    place = {column.strip().casefold(): index for index, column in enumerate(header)}
+    given = _renames_of(name, renames)
+    positions = {}
+    for wanted in (*required, *optional):
+        actual = given.get(wanted.casefold(), wanted)
+        positions[wanted] = place.get(actual.casefold())
+        if positions[wanted] is None and (wanted in required or wanted.casefold() in given):
+            raise CkdEhrError(
+                f"{path.name}: column '{actual}' is missing (found: {', '.join(header)}); "
+                f"map it with data.columns.{name}.{wanted}=NAME"
+            )
+    return SourceTable(path=path, positions=positions, width=len(header))
+
+
+def check_renames(
+    renames: Mapping[str, Mapping[str, str]], known: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse `data.columns` that name no table or column which the source reads."""
+    columns_of = {table.casefold(): columns for table, columns in known.items()}
+    for table, columns in renames.items():
+        if table.casefold() not in columns_of:
+            raise CkdEhrError(f"data.columns.{table}: no such table; {_nearest(table, [*known])}")
+        wanted = {column.casefold() for column in columns_of[table.casefold()]}
+        for column in columns:
+            if column.casefold() not in wanted:
+                near = _nearest(column, columns_of[table.casefold()])
+                raise CkdEhrError(f"data.columns.{table}.{column}: no column in use; {near}")
+
+
+def read_header(path: Path) -> tuple[str, ...]:
+    """The column names in a file's first line."""
+    try:
+        with _open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            header = next(csv.reader(text), None)
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error):
+        raise explain_unreadable(path) from None
+    if not header:
+        raise CkdEhrError(f"{path.name}: the file is empty; export the table again with its header")
+    return tuple(header)
+
+
+def load(
+    connection: duckdb.DuckDBPyConnection,
+    table: SourceTable,
+    *,
+    into: str,
+    query: str = "SELECT * FROM source",
+) -> None:
+    """Run `query` over the file's rows (as `source`, text, null where blank) into a table."""
+    columns = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(table.width))
+    cleaned = ", ".join(
+        f"CAST(NULL AS VARCHAR) AS {wanted}"
+        if index is None
+        else f"nullif(trim(c{index}), '') AS {wanted}"
+        for wanted, index in table.positions.items()
+    )
+    compression = "gzip" if _is_gzip(table.path) else "none"
+    reader = (
+        f"read_csv({quoted(str(table.path))}, auto_detect = false, header = true, delim = ',', "
+        f"quote = '\"', escape = '\"', compression = '{compression}', columns = {{{columns}}})"
+    )
+    with readable(table.path):
+        connection.execute(
+            f"CREATE TABLE {into} AS WITH source AS (SELECT {cleaned} FROM {reader}) {query}"
+        )
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn a failed read into an error that names the file and never quotes its rows."""
+    try:
+        yield
+    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException):
+        raise explain_unreadable(path) from None
+
+
+def explain_unreadable(path: Path) -> CkdEhrError:
+    """Why a file cannot be read: looked up only after a read has failed."""
+    try:
+        with _open_bytes(path) as file:
+            reader = io.TextIOWrapper(file, "utf-8", newline="")
+            while reader.read(1 << 20):
+                pass
+    except UnicodeDecodeError as error:
+        return CkdEhrError(
+            f"{path.name}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+            f"convert it: iconv -f LATIN1 -t UTF-8"
+        )
+    except EOFError:
+        return CkdEhrError(f"{path.name}: the gzip file is cut off; copy or download it again")
+    except (gzip.BadGzipFile, zlib.error):
+        return CkdEhrError(f"{path.name}: not an intact gzip file; copy or download it again")
+    except OSError as error:
+        return CkdEhrError(f"{path.name}: cannot be read ({error.strerror}); check it")
+    return CkdEhrError(
+        f"{path.name}: rows of unequal length or broken quotes; export it again as CSV with a "
+        "header, commas, and double quotes around text that holds commas"
+    )
+
+
+def require_whole_numbers(
+    connection: duckdb.DuckDBPyConnection, table: str, column: str, path: Path
+) -> None:
+    """Refuse ids that are no 64-bit integers (nulls pass)."""
+    _refuse(
+        connection, table, column, path,
+        parsed=f"try_cast({column} AS BIGINT)",
+        problem="no whole number; MEDS needs 64-bit integer ids: number them first",
+    )  # fmt: skip
+
+
+def require_times(
+    connection: duckdb.DuckDBPyConnection, table: str, column: str, path: Path
+) -> None:
+    """Refuse text that is no time (nulls pass)."""
+    _refuse(
+        connection, table, column, path,
+        parsed=f"try_cast({column} AS TIMESTAMP)",
+        problem="no time; write times as 2164-10-23 21:09:00",
+    )  # fmt: skip
+
+
+def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The single number a query gives."""
+    [(number,)] = connection.execute(query).fetchall()
+    return int(number or 0)
+
+
+def _refuse(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    column: str,
+    path: Path,
+    *,
+    parsed: str,
+    problem: str,
+) -> None:
+    shape = f"regexp_replace(regexp_replace({column}, '[0-9]', '9', 'g'), '[[:alpha:]]', 'a', 'g')"
+    [(wrong, example)] = connection.execute(
+        f"SELECT count(*), min(left({shape}, 24)) FROM {table} "
+        f"WHERE {column} IS NOT NULL AND {parsed} IS NULL"
+    ).fetchall()
+    if wrong:
+        raise CkdEhrError(
+            f"{path.name}: column '{column}': {wrong} values of the form '{example}' are {problem}"
+        )
+
+
+def _renames_of(name: str, renames: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    for table, columns in renames.items():
+        if table.casefold() == name.casefold():
+            return {wanted.casefold(): actual for wanted, actual in columns.items()}
+    return {}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    folded = {candidate.casefold(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.casefold(), [*folded], n=1, cutoff=0.0)
+    return f"did you mean '{folded[near[0]]}'?"
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.casefold().endswith(".gz")
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    if _is_gzip(path):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return path.open("rb")

@@ -29,8 +29,14 @@ class Section(BaseModel):
 class SimulatorConfig(Section):
     """The simulated hospital (source `simulated`)."""
 
-    patients: int = Field(1500, ge=2, description="Number of simulated patients.")
+    patients: int = Field(370, ge=2, description="Number of simulated patients.")
     seed: int = Field(2026, ge=0, description="Seed of the simulated hospital.")
+    visits_per_patient: float = Field(
+        5.1, ge=1, le=14, description="Mean number of visits, before deaths."
+    )
+    broken_rows: bool = Field(
+        True, description="Add a few broken rows, of the kinds that real tables hold."
+    )
 
 
 class DataConfig(Section):

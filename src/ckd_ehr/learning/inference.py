@@ -46,7 +46,7 @@ class StudentPredictor:
         self.max_history_visits = int(facts["max_history_visits"])
         self.precision = str(facts["precision"])
         self.device = pick_device(device)
-        self.model = load_student(folder).to(self.device)
+        self.model = load_student(folder, device=self.device)
         self.reader = TextReader(str(folder), "first")
         self._count_tokens = token_counter(str(folder))
 

@@ -29,9 +29,9 @@ def measure_latency(context: StageContext) -> dict[str, dict[str, float]]:
     pairs = read_pairs(context.inputs["cohort"])
     held_out = [pairs.pair_ids[row] for row in pairs.rows(split="held_out")]
     chosen = held_out[: config.evaluation.latency_pairs]
-    teacher = load_teacher(config.teacher, context.inputs["teacher"] / "fold_0").to(device)
+    teacher = load_teacher(config.teacher, context.inputs["teacher"] / "fold_0", device=device)
     teacher_reader = TextReader(config.teacher.model, "last")
-    student = load_student(context.inputs["student"] / "distilled").to(device)
+    student = load_student(context.inputs["student"] / "distilled", device=device)
     student_reader = TextReader(config.student.model, "first")
     teacher_texts = read_narratives(context.inputs["knowledge"], "teacher")
     student_texts = read_narratives(context.inputs["knowledge"], "student")

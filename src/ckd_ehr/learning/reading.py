@@ -26,6 +26,15 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+def attention_kernel(device: str) -> str:
+    """The attention implementation to load a backbone with.
+
+    On a CPU the plain one: PyTorch's fused kernel has no fast backward pass there (measured on
+    MiniLM at 80 tokens: 24 against 20 ms per training pair).
+    """
+    return "eager" if device == "cpu" else "sdpa"
+
+
 @contextmanager
 def reading(device: str, precision: str) -> Iterator[None]:
     """No gradients, and autocast where training had it: same numbers as in evaluation."""

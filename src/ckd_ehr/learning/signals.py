@@ -121,7 +121,7 @@ class _FoldLabeller:
         self, examples: Sequence[Example], attention_of: NDArray[np.bool_], path: Path
     ) -> None:
         if self._model is None:
-            self._model = load_teacher(self.settings, self.folder).to(self.device)
+            self._model = load_teacher(self.settings, self.folder, device=self.device)
         lengths = [len(example.encoded.input_ids) for example in examples]
         tensors: dict[str, torch.Tensor] = {}
         logits = torch.zeros(len(examples), len(self._model.head.bias))

@@ -32,7 +32,7 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import attention_decay, concept_loss, hard_loss, soft_loss
-from ckd_ehr.learning.reading import pick_device, predict_logits
+from ckd_ehr.learning.reading import attention_kernel, pick_device, predict_logits
 from ckd_ehr.learning.scoring import fit_platt
 from ckd_ehr.learning.signals import ConceptAttention, SignalStore
 from ckd_ehr.learning.training import fit
@@ -76,7 +76,7 @@ def _train(training: _Training, variant: Variant) -> None:
     context, pairs, reader = training.context, training.pairs, training.reader
     settings, seed = context.config.student, context.config.seed
     set_seed(seed)
-    model = new_student(settings, labels=len(pairs.label_names))
+    model = new_student(settings, labels=len(pairs.label_names), device=training.device)
     _check_positions(model, context)
     model.head.start_at(torch.tensor(pairs.prevalence()))
     hard = [training.examples[row] for row in pairs.rows(split="train", labelled=True)]
@@ -168,7 +168,7 @@ def align_attention(
     return attention, shared
 
 
-def new_student(settings: StudentConfig, *, labels: int) -> LabelAttentionModel:
+def new_student(settings: StudentConfig, *, labels: int, device: str) -> LabelAttentionModel:
     """The pretrained encoder with a fresh head."""
     folder = resolve_model(settings.model)
     config = AutoConfig.from_pretrained(folder)
@@ -177,15 +177,24 @@ def new_student(settings: StudentConfig, *, labels: int) -> LabelAttentionModel:
             f"student.model={settings.model}: a BERT-family encoder is needed, "
             f"this is {config.model_type}"
         )
-    backbone = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+    backbone = _load_backbone(folder, device)
     head = LabelAttentionHead(backbone.config.hidden_size, labels)
     return LabelAttentionModel(backbone, head, pooling="mean")
 
 
-def load_student(folder: Path) -> LabelAttentionModel:
+def load_student(folder: Path, *, device: str) -> LabelAttentionModel:
     """A trained student of `write_students`, ready to read."""
-    backbone = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-    return LabelAttentionModel(backbone, load_head(folder), pooling="mean").eval()
+    model = LabelAttentionModel(_load_backbone(folder, device), load_head(folder), pooling="mean")
+    return model.to(device).eval()
+
+
+def _load_backbone(folder: Path, device: str) -> Any:
+    return AutoModel.from_pretrained(
+        folder,
+        add_pooling_layer=False,
+        dtype=torch.float32,
+        attn_implementation=attention_kernel(device),
+    )
 
 
 def _finish(

@@ -32,7 +32,7 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import hard_loss
-from ckd_ehr.learning.reading import pick_device
+from ckd_ehr.learning.reading import attention_kernel, pick_device
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -75,7 +75,7 @@ def _train_fold(training: _Training, fold: int) -> None:
     labelled = pairs.rows(split="train", labelled=True)
     seen = labelled[pairs.fold[labelled] != fold]
     set_seed(seed)
-    model = new_teacher(settings, labels=len(pairs.label_names))
+    model = new_teacher(settings, labels=len(pairs.label_names), device=training.device)
     model.head.start_at(torch.tensor(pairs.prevalence(seen)))
     history = fit(
         model,
@@ -101,23 +101,23 @@ def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
     return hard_loss(output.logits, batch["labels"], batch["labelled"])
 
 
-def new_teacher(settings: TeacherConfig, *, labels: int) -> LabelAttentionModel:
+def new_teacher(settings: TeacherConfig, *, labels: int, device: str) -> LabelAttentionModel:
     """The pretrained backbone, frozen, with fresh LoRA weights and a fresh head."""
-    backbone = load_backbone(settings.model, precision=settings.precision)
+    backbone = load_backbone(settings.model, precision=settings.precision, device=device)
     adapted = get_peft_model(backbone, _peft_config(settings.lora, backbone))
     head = LabelAttentionHead(backbone.config.hidden_size, labels)
     return LabelAttentionModel(adapted, head, pooling="last")
 
 
-def load_teacher(settings: TeacherConfig, folder: Path) -> LabelAttentionModel:
+def load_teacher(settings: TeacherConfig, folder: Path, *, device: str) -> LabelAttentionModel:
     """A trained fold teacher, ready to read."""
-    backbone = load_backbone(settings.model, precision=settings.precision)
+    backbone = load_backbone(settings.model, precision=settings.precision, device=device)
     adapted = PeftModel.from_pretrained(backbone, folder)
     model = LabelAttentionModel(adapted, load_head(folder), pooling="last")
-    return model.eval()
+    return model.to(device).eval()
 
 
-def load_backbone(model: str, *, precision: str) -> Any:
+def load_backbone(model: str, *, precision: str, device: str) -> Any:
     """A decoder without its language-model head."""
     folder = resolve_model(model)
     config = AutoConfig.from_pretrained(folder)
@@ -127,7 +127,9 @@ def load_backbone(model: str, *, precision: str) -> Any:
         )
     config.use_cache = False
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return AutoModel.from_pretrained(folder, config=config, dtype=dtype)
+    return AutoModel.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation=attention_kernel(device)
+    )
 
 
 def _peft_config(settings: LoraConfig, backbone: nn.Module) -> PeftLoraConfig:

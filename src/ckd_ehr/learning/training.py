@@ -114,7 +114,7 @@ def fit(
         Steps, seconds, pairs per second, and the tuning scores by step.
     """
     arguments = _arguments(settings, len(train), checkpoints, seed=seed, device=device)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), fused=True)
     trainer = LossTrainer(
         model=model,
         args=arguments,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from ckd_ehr.contracts.records import PAIRS, VISITS, pair_id_of
+from ckd_ehr.contracts.records import PAIRS, VISITS, Phenotype, pair_id_of
 from ckd_ehr.learning import baselines
 from ckd_ehr.learning.scoring import label_ranking
 
@@ -93,13 +93,24 @@ def test_histories_join_by_visit_id_not_position() -> None:
 
 def test_visit_codes_keep_kind_system_and_leading_zeros_apart() -> None:
     matrix, names = baselines.visit_codes(visits_table(VISIT_ROWS))
-    present = {name: matrix.toarray()[:, column].tolist() for column, name in enumerate(names)}
+    present = {
+        "//".join(name): matrix.toarray()[:, column].tolist() for column, name in enumerate(names)
+    }
     assert present == {
         "diagnoses//ICD9CM//042": [1, 0, 0],
         "diagnoses//ICD9CM//4280": [1, 1, 0],
         "diagnoses//ICD9CM//42": [0, 0, 1],
         "medications//NAME//aspirin": [1, 0, 1],
     }
+
+
+def test_visits_have_the_phenotypes_of_their_diagnoses() -> None:
+    phenotypes = [
+        Phenotype(name="Heart failure", ccs=(108,)),
+        Phenotype(name="By list", icd9cm=("042",)),
+    ]
+    present = baselines.visit_phenotypes(visits_table(VISIT_ROWS), phenotypes)
+    np.testing.assert_array_equal(present, [[True, True], [True, False], [False, False]])
 
 
 def test_features_hold_supported_codes_ever_and_last() -> None:

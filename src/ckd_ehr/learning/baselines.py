@@ -18,9 +18,12 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from ckd_ehr.contracts.records import Phenotype
+from ckd_ehr.data.phenotypes import match_codes
 from ckd_ehr.learning.scoring import Bools, Floats, fit_platt, label_ranking, macro, safe_logit
 
 Matrix = sparse.csr_matrix
+CodeKey = tuple[str, ...]  # kind (the visits table's column), system, code
 CODED = ("diagnoses", "medications", "procedures")
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DEFAULT_PENALTY = 0.1
@@ -95,8 +98,8 @@ def _indicator(
     return matrix
 
 
-def visit_codes(visits: pa.Table) -> tuple[Matrix, list[str]]:
-    """Presence of every (kind, system, code): a matrix (visits, codes) and the codes' names."""
+def visit_codes(visits: pa.Table) -> tuple[Matrix, list[CodeKey]]:
+    """Presence of every (kind, system, code): a matrix (visits, codes), and those keys."""
     rows, names = [], []
     for kind in CODED:
         lists = visits[kind].combine_chunks()
@@ -105,9 +108,21 @@ def visit_codes(visits: pa.Table) -> tuple[Matrix, list[str]]:
         fields = [pc.struct_field(codes, name) for name in ("system", "code")]
         names.append(pc.binary_join_element_wise(kind, *fields, "//"))
     encoded = pa.chunked_array(names).combine_chunks().dictionary_encode()
-    vocabulary = encoded.dictionary.to_pylist()
+    vocabulary: list[CodeKey] = [
+        tuple(key.split("//", 2)) for key in encoded.dictionary.to_pylist()
+    ]
     shape = (visits.num_rows, len(vocabulary))
     return _indicator(np.concatenate(rows), encoded.indices.to_numpy(), shape), vocabulary
+
+
+def visit_phenotypes(visits: pa.Table, phenotypes: Sequence[Phenotype]) -> Bools:
+    """Which phenotypes the diagnoses of each visit have, (visits, labels)."""
+    codes, keys = visit_codes(visits)
+    columns = {(key[1], key[2]): n for n, key in enumerate(keys) if key[0] == "diagnoses"}
+    label_of_code = np.zeros((len(keys), len(phenotypes)))
+    for match in match_codes(dict.fromkeys(columns, 1), phenotypes):
+        label_of_code[columns[match.system, match.code], list(match.labels)] = 1.0
+    return np.asarray(codes @ label_of_code > 0)
 
 
 def code_features(visits: pa.Table, pairs: pa.Table, *, fit_on: Bools) -> Matrix:

@@ -1,0 +1,212 @@
+"""Scores of each model with intervals, and paired differences, by bootstrap over patients.
+
+In: probabilities and labels of the scored pairs, thresholds from tuning, bootstrap weights shared
+by all models (so that differences are paired). Out: figures for metrics.json. Ignores: files, and
+how the models were made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve
+
+from ckd_ehr.learning.scoring import (
+    Bools,
+    Floats,
+    Weights,
+    brier,
+    calibration_error,
+    f1_scores,
+    label_ranking,
+    macro,
+    micro_ranking,
+    percentile_interval,
+    reliability_bins,
+)
+from ckd_ehr.metrics.results import (
+    Bin,
+    Curve,
+    Difference,
+    Figure,
+    LabelResult,
+    ModelResult,
+    number,
+)
+
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What every model is scored on; `weights` (draws, pairs) are the shared bootstrap draws."""
+
+    labels: Bools  # (pairs, labels)
+    previously_present: Bools  # (pairs, labels)
+    weights: Weights  # (draws, pairs)
+    bins: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One model's scores for each draw: by name (draws,), and by name (draws, labels)."""
+
+    overall: dict[str, Floats]
+    new_onset: dict[str, Floats]
+    persistent: dict[str, Floats]
+    per_label: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's scores on the pairs themselves (one draw) and on the bootstrap draws."""
+
+    point: Draws
+    resampled: Draws
+
+
+def measure(probabilities: Floats, thresholds: Floats, pairs: ScoredPairs) -> Measured:
+    """Score one model on the pairs and on every bootstrap draw."""
+    once = np.ones((1, len(pairs.labels)))
+    return Measured(
+        point=_score(probabilities, thresholds, pairs, once),
+        resampled=_score(probabilities, thresholds, pairs, pairs.weights),
+    )
+
+
+def _score(
+    probabilities: Floats, thresholds: Floats, pairs: ScoredPairs, weights: Weights
+) -> Draws:
+    by_label = label_ranking(probabilities, pairs.labels, weights)
+    pooled = micro_ranking(probabilities, pairs.labels, weights)
+    f1 = f1_scores(probabilities >= thresholds, pairs.labels, weights)
+    squared = brier(probabilities, pairs.labels, weights)
+    error = calibration_error(probabilities, pairs.labels, weights, bins=pairs.bins)
+    overall = {
+        "macro_auprc": macro(by_label.auprc),
+        "macro_auroc": macro(by_label.auroc),
+        "micro_auprc": pooled.auprc,
+        "micro_auroc": pooled.auroc,
+        "macro_f1": macro(f1.per_label),
+        "micro_f1": f1.micro,
+        "brier": macro(squared),
+        "ece": error.micro,
+        "macro_ece": macro(error.per_label),
+    }
+    per_label = {
+        "auroc": by_label.auroc,
+        "auprc": by_label.auprc,
+        "f1": f1.per_label,
+        "brier": squared,
+        "ece": error.per_label,
+    }
+    known = pairs.previously_present
+    return Draws(
+        overall=overall,
+        new_onset=_masked(probabilities, pairs.labels, weights, ~known),
+        persistent=_masked(probabilities, pairs.labels, weights, known),
+        per_label=per_label,
+    )
+
+
+def _masked(
+    probabilities: Floats, labels: Bools, weights: Weights, mask: Bools
+) -> dict[str, Floats]:
+    by_label = label_ranking(probabilities, labels, weights, mask=mask)
+    pooled = micro_ranking(probabilities, labels, weights, mask=mask)
+    return {
+        "macro_auprc": macro(by_label.auprc),
+        "macro_auroc": macro(by_label.auroc),
+        "micro_auprc": pooled.auprc,
+        "micro_auroc": pooled.auroc,
+    }
+
+
+def summarise(
+    measured: Measured,
+    probabilities: Floats,
+    *,
+    thresholds: Floats,
+    pairs: ScoredPairs,
+    label_names: Sequence[str],
+    note: str,
+) -> ModelResult:
+    """A model's part of metrics.json."""
+    point, resampled = measured.point, measured.resampled
+    return ModelResult(
+        overall=_figures(point.overall, resampled.overall),
+        new_onset=_figures(point.new_onset, resampled.new_onset),
+        persistent=_figures(point.persistent, resampled.persistent),
+        labels={
+            name: _label_result(measured, k, threshold=float(thresholds[k]))
+            for k, name in enumerate(label_names)
+        },
+        reliability=[
+            Bin(
+                lower=b.lower,
+                upper=b.upper,
+                count=b.count,
+                mean_probability=b.mean_probability,
+                observed=b.observed,
+            )
+            for b in reliability_bins(probabilities, pairs.labels, bins=pairs.bins)
+        ],
+        precision_recall=micro_curve(probabilities, pairs.labels),
+        note=note,
+    )
+
+
+def difference(
+    first: Measured, second: Measured, *, model: str, minus: str, names: Sequence[str]
+) -> Difference:
+    """Paired differences: each draw takes the same patients for both models."""
+    figures = {
+        name: _figure(
+            first.point.overall[name] - second.point.overall[name],
+            first.resampled.overall[name] - second.resampled.overall[name],
+        )
+        for name in names
+    }
+    return Difference(model=model, minus=minus, figures=figures)
+
+
+def _figures(point: dict[str, Floats], resampled: dict[str, Floats]) -> dict[str, Figure]:
+    return {name: _figure(values, resampled[name]) for name, values in point.items()}
+
+
+def _figure(point: Floats, resampled: Floats) -> Figure:
+    """The estimate with its interval; no interval where there is no estimate."""
+    value = number(point[0])
+    interval = percentile_interval(resampled) if value is not None else None
+    if interval is None:
+        return Figure(value=value)
+    return Figure(value=value, low=number(interval[0]), high=number(interval[1]))
+
+
+def _label_result(measured: Measured, k: int, *, threshold: float) -> LabelResult:
+    point, resampled = measured.point.per_label, measured.resampled.per_label
+    return LabelResult(
+        auroc=_figure(point["auroc"][:, k], resampled["auroc"][:, k]),
+        auprc=_figure(point["auprc"][:, k], resampled["auprc"][:, k]),
+        f1=number(point["f1"][0, k]),
+        brier=number(point["brier"][0, k]),
+        ece=number(point["ece"][0, k]),
+        threshold=round(threshold, 6),
+    )
+
+
+def micro_curve(probabilities: Floats, labels: Bools, *, points: int = CURVE_POINTS) -> Curve:
+    """Precision and recall over all (pair, label) cells, at evenly spaced steps of recall.
+
+    >>> micro_curve(np.array([[0.9, 0.1]]), np.array([[True, False]])).precision[:2]
+    [1.0, 1.0]
+    """
+    if not labels.any():
+        return Curve(recall=[], precision=[])
+    precision, recall, _ = precision_recall_curve(labels.ravel(), probabilities.ravel())
+    precision, recall = precision[::-1], recall[::-1]
+    targets = np.linspace(0, 1, min(points, len(recall)))
+    kept = np.unique(np.clip(np.searchsorted(recall, targets), 0, len(recall) - 1))
+    return Curve(
+        recall=np.round(recall[kept], 4).tolist(), precision=np.round(precision[kept], 4).tolist()
+    )

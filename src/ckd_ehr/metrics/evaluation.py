@@ -1,0 +1,353 @@
+"""The last stage: every model's predictions on one table, their scores, and the report.
+
+In: the cohort, the teacher's calibrated logits, the students' calibrated probabilities. Out:
+predictions.parquet (tuning and held_out, all models), metrics.json, report.html. Baselines are
+fitted here, on train; thresholds come from tuning; scores from held_out. Ignores: how the teacher
+and the students were trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import (
+    NARRATIVES,
+    PAIRS,
+    PREDICTIONS,
+    SOFT_LABELS,
+    VISITS,
+    Explanation,
+    label_names,
+    with_label_names,
+)
+from ckd_ehr.contracts.runs import (
+    PACKAGES,
+    StageContext,
+    machine_facts,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from ckd_ehr.learning.baselines import (
+    carry_forward,
+    code_features,
+    index_histories,
+    logistic_regression,
+    visit_phenotypes,
+)
+from ckd_ehr.learning.scoring import (
+    DEFAULT_THRESHOLD,
+    Bools,
+    Floats,
+    best_f1_thresholds,
+    patient_draws,
+)
+from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
+from ckd_ehr.metrics.report import render_report
+from ckd_ehr.metrics.results import (
+    MODELS,
+    Difference,
+    LabelFacts,
+    Metrics,
+    ModelResult,
+    SplitCounts,
+    format_table,
+    number,
+)
+
+__all__ = ["format_table", "write_evaluation"]
+
+SCORED = "held_out"
+STUDENTS = ("student_hard", "student_distilled")
+COMPARED = (("student_distilled", "student_hard"), ("student_distilled", "logistic_regression"))
+DIFFERENCES = ("macro_auprc", "macro_auroc", "micro_auprc", "macro_f1", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """The labelled pairs of a run, in one fixed order."""
+
+    visits: pa.Table
+    table: pa.Table
+    label_names: tuple[str, ...]
+    labels: Bools  # (pairs, labels)
+    present_at_last: Bools  # (pairs, labels): coded at the last history visit
+    previously_present: Bools  # (pairs, labels): coded at any history visit
+
+    def rows(self, split: str) -> Bools:
+        """A mask (pairs,) of one split."""
+        return np.asarray(self.table["split"].to_numpy() == split)
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The pair ids."""
+        return self.table["pair_id"]
+
+
+def write_evaluation(context: StageContext) -> None:
+    """Score all models and write predictions.parquet, metrics.json and report.html."""
+    everything = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
+    pairs = read_labelled_pairs(context.inputs["cohort"], everything, context.config)
+    if not pairs.rows(SCORED).any():
+        raise CkdEhrError(
+            f"{context.inputs['cohort']}/pairs.parquet: no labelled {SCORED} pair to score; "
+            "raise splits.held_out or take another splits.seed"
+        )
+    probabilities, notes = _all_models(context, pairs)
+    _write_predictions(context, pairs, probabilities)
+    context.say(f"scoring {len(MODELS)} models on {pairs.rows(SCORED).sum()} {SCORED} pairs")
+    models, differences = _score_models(pairs, probabilities, notes, context.config)
+    metrics = _collect(context, everything, pairs, models=models, differences=differences)
+    write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
+    example = _explained_example(context, pairs, probabilities["student_distilled"])
+    (context.folder / "report.html").write_text(render_report(metrics, example), encoding="utf-8")
+    for line in format_table(metrics.model_dump(mode="json")).splitlines():
+        context.say(line)
+
+
+def read_labelled_pairs(cohort: Path, pairs: pa.Table, config: RunConfig) -> LabelledPairs:
+    """The labelled pairs with what was coded before, joined by visit_id."""
+    visits = read_table(cohort / "visits.parquet", VISITS)
+    names = label_names(pairs.schema)
+    table = pairs.filter(pc.is_valid(pairs["labels"]))
+    labels = _matrix(table["labels"], len(names)).astype(bool)
+    histories = index_histories(visits, table)
+    phenotypes = visit_phenotypes(visits, config.labels.selected)
+    return LabelledPairs(
+        visits=visits,
+        table=table,
+        label_names=names,
+        labels=labels,
+        present_at_last=histories.at_last(phenotypes),
+        previously_present=histories.ever(phenotypes),
+    )
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> NDArray[np.generic]:
+    """A list column as (rows, width)."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat).reshape(len(column), width)
+
+
+def _all_models(
+    context: StageContext, pairs: LabelledPairs
+) -> tuple[dict[str, Floats], dict[str, str]]:
+    """Per model probabilities (pairs, labels), NaN for train pairs, and how they came about."""
+    train, tuning = pairs.rows("train"), pairs.rows("tuning")
+    features = code_features(pairs.visits, pairs.table, fit_on=train)
+    regression = logistic_regression(features, pairs.labels, train=train, tuning=tuning)
+    carried = carry_forward(
+        pairs.present_at_last[train], pairs.labels[train], pairs.present_at_last
+    )
+    notes = {
+        "carry_forward": "share of train pairs with the label, given whether the last visit had it",
+        "logistic_regression": f"codes, age, sex, number of visits; L2, C = {regression.penalty} "
+        "by tuning macro-AUPRC; Platt on tuning",
+        "student_hard": "BERT on hard labels alone; Platt on tuning",
+        "student_distilled": "the same BERT, with the teacher's soft labels and concept "
+        "attention; Platt on tuning",
+        "teacher": "mean log-odds of the fold teachers; Platt on out-of-fold train pairs",
+    }
+    probabilities = {"carry_forward": carried, "logistic_regression": regression.probabilities}
+    path = context.inputs["student"] / "predictions.parquet"
+    students = read_table(path, PREDICTIONS)
+    for model in STUDENTS:
+        chosen = students.filter(pc.equal(students["model"], model))
+        probabilities[model] = _joined(pairs, chosen, "probabilities", f"{path} ({model})")
+    path = context.inputs["signals"] / "soft_labels.parquet"
+    soft = read_table(path, SOFT_LABELS)
+    soft = soft.filter(pc.equal(soft["source"], "teacher"))
+    probabilities["teacher"] = expit(_joined(pairs, soft, "logits", str(path)))
+    return {model: probabilities[model] for model in MODELS}, notes
+
+
+def _joined(pairs: LabelledPairs, table: pa.Table, column: str, origin: str) -> Floats:
+    """A list column (pairs, labels) joined by pair_id; NaN for train pairs."""
+    if label_names(table.schema) != pairs.label_names:
+        raise CkdEhrError(f"{origin}: its labels are not those of the cohort; rerun its stage")
+    place = pc.index_in(pairs.ids, value_set=table["pair_id"].combine_chunks())
+    wanted = ~pairs.rows("train")
+    missing = int(np.sum(wanted & place.is_null().to_numpy()))
+    if missing:
+        raise CkdEhrError(
+            f"{origin}: {missing} tuning or held_out pairs are missing; rerun its stage"
+        )
+    values = _matrix(table[column], len(pairs.label_names)).astype(np.float64)
+    joined = np.full(pairs.labels.shape, np.nan)
+    joined[wanted] = values[place.to_numpy()[wanted].astype(np.intp)]
+    return joined
+
+
+def _write_predictions(
+    context: StageContext, pairs: LabelledPairs, probabilities: Mapping[str, Floats]
+) -> None:
+    rows = ~pairs.rows("train")
+    base = pairs.table.filter(pa.array(rows))
+    tables = []
+    for model, values in probabilities.items():
+        columns = {
+            **{name: base[name] for name in ("pair_id", "subject_id", "prediction_time", "split")},
+            "model": pa.array([model] * base.num_rows, pa.string()),
+            "seed": pa.array([context.config.seed] * base.num_rows, pa.int32()),
+            "probabilities": pa.array(list(values[rows]), pa.list_(pa.float32())),
+            "labels": base["labels"],
+        }
+        tables.append(pa.table(columns))
+    schema = with_label_names(PREDICTIONS, pairs.label_names)
+    write_table(pa.concat_tables(tables), context.folder / "predictions.parquet", schema)
+
+
+def _score_models(
+    pairs: LabelledPairs,
+    probabilities: Mapping[str, Floats],
+    notes: Mapping[str, str],
+    config: RunConfig,
+) -> tuple[dict[str, ModelResult], list[Difference]]:
+    held_out, tuning = pairs.rows(SCORED), pairs.rows("tuning")
+    subjects = pairs.table["subject_id"].to_numpy()[held_out]
+    scored = ScoredPairs(
+        labels=pairs.labels[held_out],
+        previously_present=pairs.previously_present[held_out],
+        weights=patient_draws(subjects, draws=config.evaluation.bootstrap_draws, seed=config.seed),
+        bins=config.evaluation.calibration_bins,
+    )
+    measured, results = {}, {}
+    for model, values in probabilities.items():
+        thresholds = best_f1_thresholds(
+            values[tuning], pairs.labels[tuning], fallback=DEFAULT_THRESHOLD
+        )
+        measured[model] = measure(values[held_out], thresholds, scored)
+        results[model] = summarise(
+            measured[model],
+            values[held_out],
+            thresholds=thresholds,
+            pairs=scored,
+            label_names=pairs.label_names,
+            note=notes[model],
+        )
+    differences = [
+        difference(measured[a], measured[b], model=a, minus=b, names=DIFFERENCES)
+        for a, b in COMPARED
+    ]
+    return results, differences
+
+
+def _collect(
+    context: StageContext,
+    everything: pa.Table,
+    pairs: LabelledPairs,
+    *,
+    models: dict[str, ModelResult],
+    differences: list[Difference],
+) -> Metrics:
+    from ckd_ehr.learning.latency import measure_latency
+
+    config, inputs = context.config, context.inputs
+    facts = _label_facts(pairs)
+    known = pairs.previously_present[pairs.rows(SCORED)]
+    return Metrics(
+        name=config.name,
+        data_set=config.data.source,
+        scored_split=SCORED,
+        seed=config.seed,
+        split_seed=config.splits.seed,
+        bootstrap_draws=config.evaluation.bootstrap_draws,
+        calibration_bins=config.evaluation.calibration_bins,
+        counts={split: _count(everything, split) for split in ("train", "tuning", SCORED)},
+        labels=facts,
+        labels_scored=sum(fact.scored for fact in facts.values()),
+        onset_cells={"new_onset": int((~known).sum()), "persistent": int(known.sum())},
+        models=models,
+        differences=differences,
+        latency=measure_latency(context),
+        flow=_flow_counts(inputs["cohort"] / "flow.json"),
+        knowledge=read_json(inputs["knowledge"] / "summary.json"),
+        narratives_cut={
+            reader: _share_cut(inputs["knowledge"] / f"{reader}.parquet")
+            for reader in ("teacher", "student")
+        },
+        config=config.model_dump(mode="json", exclude={"data": {"root"}}),
+        commit=_commit_of_run(context.folder.parent),
+        machine=machine_facts(),
+        packages=_package_versions(PACKAGES),
+    )
+
+
+def _label_facts(pairs: LabelledPairs) -> dict[str, LabelFacts]:
+    train, held_out = pairs.labels[pairs.rows("train")], pairs.labels[pairs.rows(SCORED)]
+    new = held_out & ~pairs.previously_present[pairs.rows(SCORED)]
+    positives = held_out.sum(axis=0)
+    return {
+        name: LabelFacts(
+            train_prevalence=number(train[:, k].mean()) if len(train) else None,
+            prevalence=number(held_out[:, k].mean()),
+            positives=int(positives[k]),
+            new_onset_positives=int(new[:, k].sum()),
+            scored=bool(0 < positives[k] < len(held_out)),
+        )
+        for k, name in enumerate(pairs.label_names)
+    }
+
+
+def _count(pairs: pa.Table, split: str) -> SplitCounts:
+    rows = pairs.filter(pc.equal(pairs["split"], split))
+    labelled = rows.filter(pc.is_valid(rows["labels"]))
+    counted = rows if split == "train" else labelled
+    return SplitCounts(
+        patients=len(pc.unique(counted["subject_id"])),
+        labelled_pairs=labelled.num_rows,
+        unlabelled_pairs=rows.num_rows - labelled.num_rows,
+    )
+
+
+def _flow_counts(path: Path) -> dict[str, int]:
+    counts = read_json(path).get("counts")
+    if not isinstance(counts, dict):
+        raise CkdEhrError(f"{path}: no 'counts' in it; rerun the stage cohort")
+    return {str(name): int(count) for name, count in counts.items()}
+
+
+def _share_cut(narratives: Path) -> float | None:
+    """The share of narratives from which the token budget cut at least one concept."""
+    cut = read_table(narratives, NARRATIVES)["concepts_cut"].to_numpy()
+    return number(float(np.mean(cut > 0))) if len(cut) else None
+
+
+def _explained_example(
+    context: StageContext, pairs: LabelledPairs, probabilities: Floats
+) -> Explanation | None:
+    """The held-out pair with the highest risk of a disease new to it; simulated patients only."""
+    if context.config.data.source != "simulated":
+        return None
+    from ckd_ehr.learning.inference import explain_pair
+
+    new_onset = pairs.rows(SCORED)[:, None] & ~pairs.previously_present
+    risks = np.where(new_onset, probabilities, -1.0).max(axis=1)
+    pair_id = str(pairs.ids[int(np.argmax(risks))].as_py())
+    return explain_pair(context.inputs, pair_id, context.config)
+
+
+def _commit_of_run(run: Path) -> str | None:
+    path = run / "run.json"
+    commit = read_json(path).get("commit") if path.is_file() else None
+    return commit if isinstance(commit, str) else None
+
+
+def _package_versions(names: Sequence[str]) -> dict[str, str]:
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

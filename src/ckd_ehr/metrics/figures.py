@@ -1,0 +1,110 @@
+"""The report's drawings, as SVG that stands inside the page and follows its light or dark colours.
+
+In: metrics.json's content. Out: SVG text without identifiers that clash, fonts or outside
+references. Ignores: the page around them.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from ckd_ehr.metrics.results import ModelResult
+
+INK = "#010203"  # replaced by the page's own text colour
+NAMES = {
+    "carry_forward": "carry-forward",
+    "logistic_regression": "logistic regression",
+    "student_hard": "student, hard labels",
+    "student_distilled": "student, distilled",
+    "teacher": "teacher",
+}
+# Okabe–Ito colours (distinguishable without red–green vision), and a line style each.
+LOOKS = {
+    "carry_forward": ("#8c8c8c", ":"),
+    "logistic_regression": ("#c98a00", "-."),
+    "student_hard": ("#3f9fd8", "--"),
+    "student_distilled": ("#009e73", "-"),
+    "teacher": ("#d55e00", (0, (5, 1))),
+}
+
+
+def calibration_figure(models: Mapping[str, ModelResult], shown: Sequence[str]) -> str:
+    """Reliability diagram of some models over all (pair, label) cells; dots grow with counts."""
+    with _style("calibration"):
+        drawing, axes = _axes("mean predicted probability", "observed share")
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
+        for name in shown:
+            colour, dashes = LOOKS[name]
+            bins = models[name].reliability
+            total = sum(b.count for b in bins) or 1
+            across = [b.mean_probability for b in bins]
+            up = [b.observed for b in bins]
+            axes.plot(across, up, color=colour, linestyle=dashes, label=NAMES[name])
+            sizes = [8 + 300 * b.count / total for b in bins]
+            axes.scatter(across, up, s=sizes, color=colour, alpha=0.55, linewidths=0)
+        axes.legend(loc="upper left")
+        return _svg(drawing, "calibration")
+
+
+def precision_recall_figure(
+    models: Mapping[str, ModelResult], shown: Sequence[str], *, prevalence: float
+) -> str:
+    """Precision–recall curves over all (pair, label) cells, with the prevalence as floor."""
+    with _style("precision-recall"):
+        drawing, axes = _axes("recall", "precision")
+        axes.axhline(prevalence, color=INK, linewidth=0.8, alpha=0.5)
+        for name in shown:
+            colour, dashes = LOOKS[name]
+            curve = models[name].precision_recall
+            axes.plot(
+                curve.recall, curve.precision, color=colour, linestyle=dashes, label=NAMES[name]
+            )
+        axes.legend(loc="upper right")
+        return _svg(drawing, "precision-recall")
+
+
+def _style(salt: str) -> AbstractContextManager[None]:
+    """Transparent, in the page's ink, text as text; `salt` makes ids equal on every run."""
+    return mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": salt,
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.facecolor": "none",
+            "figure.facecolor": "none",
+            "legend.frameon": False,
+        }
+    )
+
+
+def _axes(across: str, up: str) -> tuple[Drawing, Axes]:
+    drawing = Drawing(figsize=(5.2, 4.2), layout="constrained")
+    axes = drawing.add_subplot()
+    axes.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    return drawing, axes
+
+
+def _svg(drawing: Drawing, name: str) -> str:
+    """The drawing as an inline element: no prolog or metadata, ids of its own, the page's ink."""
+    buffer = io.StringIO()
+    drawing.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace("xlink:href", "href")
+    text = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg aria-hidden="true" \1>', text)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"'DejaVu Sans'[^\";]*sans-serif", "system-ui, sans-serif", text)
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return text.replace(INK, "currentColor")

@@ -1,0 +1,201 @@
+"""metrics.json → report.html: one file that opens anywhere, prints, and needs no network.
+
+In: the metrics and, for simulated patients only, one explained prediction. Out: HTML text. Every
+figure comes from the metrics. Ignores: files, models, and any identifier of a patient.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
+from ckd_ehr.metrics.figures import NAMES, calibration_figure, precision_recall_figure
+from ckd_ehr.metrics.results import (
+    MODELS,
+    PRIMARY,
+    Difference,
+    Metrics,
+    show,
+    show_interval,
+    verdict,
+)
+
+CALIBRATED = ("teacher", "student_hard", "student_distilled")
+EXPLAINED_LABELS = 3
+EXPLAINED_CONCEPTS = 6
+SIMULATED = "simulated"
+# The counts of flow.json that the drawing shows: what each says, and whether it was left out.
+FLOW = {
+    "visits_read": ("visits read", False),
+    "visits_without_admission_or_discharge": ("no admission or discharge time", True),
+    "visits_discharged_before_admission": ("discharged before admission", True),
+    "visits_admitted_after_death": ("admitted after death", True),
+    "visits_kept": ("visits kept", False),
+    "visits_without_pair": ("died with no later visit, or outside the age or history limits", True),
+    "pairs_of_one_history": ("visits that end a history: one pair each", False),
+    "pairs_unlabelled_outside_train": ("no next visit, of tuning or held-out patients", True),
+    "pairs_cut_by_sampling": ("beyond the sample limits of the config", True),
+    "pairs": ("pairs", False),
+    "pairs_labelled": ("of these with a next visit: labelled", False),
+}
+STUDENT = "student_distilled"
+
+
+@dataclass(frozen=True)
+class FlowStep:
+    """A box of the cohort flow: what remains, or (`excluded`) what was left out on the way."""
+
+    text: str
+    count: int
+    excluded: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a narrative; `log_odds` is None outside concepts, `strength` is in [0, 1]."""
+
+    text: str
+    log_odds: float | None = None
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExplainedLabel:
+    """One risk of the explained example, ready to be drawn."""
+
+    explanation: LabelExplanation
+    pieces: list[Piece]
+    strongest: list[ConceptEvidence]
+    concept_log_odds: float
+    reading_share: float
+
+
+def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
+    """The report as HTML text.
+
+    Raises:
+        CkdEhrError: an example of patients that are not simulated is refused.
+    """
+    if example is not None and metrics.data_set != SIMULATED:
+        raise CkdEhrError(
+            f"report of '{metrics.data_set}': a patient's text is shown of simulated data only; "
+            "look at one pair with: ckd-ehr explain RUN --pair ID"
+        )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters.update(show=show, interval=show_interval, verdict=verdict)
+    source = resources.files(__package__ or "").joinpath("report_template.html")
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    return template.render(
+        metrics=metrics,
+        models=[name for name in MODELS if name in metrics.models],
+        names=NAMES,
+        best=best_model(metrics),
+        distillation=distillation_sentence(metrics.differences),
+        labels=sorted(metrics.labels, key=lambda name: -(metrics.labels[name].prevalence or 0)),
+        calibration=Markup(calibration_figure(metrics.models, CALIBRATED)),
+        precision_recall=Markup(
+            precision_recall_figure(metrics.models, MODELS, prevalence=cell_prevalence(metrics))
+        ),
+        prevalence=cell_prevalence(metrics),
+        flow=flow_steps(metrics.flow),
+        speedup=speedup(metrics),
+        example=explain_labels(example) if example else [],
+        config=yaml.safe_dump(metrics.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def cell_prevalence(metrics: Metrics) -> float:
+    """The share of positive (pair, label) cells: the precision of chance."""
+    cells = metrics.counts[metrics.scored_split].labelled_pairs * len(metrics.labels)
+    return sum(fact.positives for fact in metrics.labels.values()) / max(cells, 1)
+
+
+def best_model(metrics: Metrics) -> str | None:
+    """The model with the highest macro-AUPRC, if any has one."""
+    scored = {
+        name: value
+        for name, model in metrics.models.items()
+        if (value := model.overall[PRIMARY].value) is not None
+    }
+    return max(scored, key=lambda name: scored[name]) if scored else None
+
+
+def distillation_sentence(differences: Sequence[Difference]) -> str:
+    """Whether distillation helped, from the paired interval of distilled − hard alone."""
+    found = [d for d in differences if (d.model, d.minus) == ("student_distilled", "student_hard")]
+    figure = found[0].figures.get(PRIMARY) if found else None
+    if figure is None or figure.value is None:
+        return "Whether distillation helps cannot be said: no label could be scored."
+    size = f"macro-AUPRC {figure.value:+.3f} {show_interval(figure)}".rstrip()
+    if figure.low is None or figure.high is None:
+        return f"Whether distillation helps cannot be said without an interval ({size})."
+    if figure.low > 0:
+        return f"Distillation helps the student here: {size} over the same BERT on hard labels."
+    if figure.high < 0:
+        return f"Distillation harms the student here: {size} against the same BERT on hard labels."
+    return (
+        f"Distillation is not shown to help the student here: {size} against the same BERT on "
+        "hard labels, an interval that includes zero."
+    )
+
+
+def flow_steps(counts: Mapping[str, int]) -> list[FlowStep]:
+    """The boxes of the cohort flow, in order; what left nobody out is not drawn.
+
+    >>> [step.text for step in flow_steps({"visits_read": 9, "visits_kept": 9})]
+    ['visits read', 'visits kept']
+    """
+    known = dict(counts)
+    if {"visits_kept", "pairs_of_one_history"} <= known.keys():
+        known["visits_without_pair"] = known["visits_kept"] - known["pairs_of_one_history"]
+    return [
+        FlowStep(text=text, count=known[name], excluded=excluded)
+        for name, (text, excluded) in FLOW.items()
+        if name in known and (known[name] or not excluded)
+    ]
+
+
+def speedup(metrics: Metrics) -> float | None:
+    """How many student predictions fit into one of the teacher (medians)."""
+    times = [metrics.latency.get(name, {}).get("p50_ms") for name in ("teacher", STUDENT)]
+    return times[0] / times[1] if times[0] and times[1] else None
+
+
+def explain_labels(example: Explanation) -> list[ExplainedLabel]:
+    """The labels with the highest risks, each with the narrative marked by its evidence."""
+    ranked = sorted(example.labels, key=lambda label: -label.probability)
+    return [_explain_label(label, example.narrative) for label in ranked[:EXPLAINED_LABELS]]
+
+
+def _explain_label(label: LabelExplanation, narrative: Narrative) -> ExplainedLabel:
+    by_strength = sorted(label.concepts, key=lambda concept: -abs(concept.log_odds))
+    total = sum(abs(concept.log_odds) for concept in label.concepts)
+    reading = abs(label.reading_state_log_odds)
+    return ExplainedLabel(
+        explanation=label,
+        pieces=mark_narrative(narrative, {c.concept_id: c.log_odds for c in label.concepts}),
+        strongest=by_strength[:EXPLAINED_CONCEPTS],
+        concept_log_odds=sum(concept.log_odds for concept in label.concepts),
+        reading_share=reading / (reading + total) if reading + total > 0 else 0.0,
+    )
+
+
+def mark_narrative(narrative: Narrative, log_odds: Mapping[str, float]) -> list[Piece]:
+    """Cut the text at its concepts; each one's strength is relative to the strongest."""
+    strongest = max((abs(value) for value in log_odds.values()), default=0.0) or 1.0
+    pieces, position = [], 0
+    for span in sorted(narrative.spans, key=lambda span: span.start):
+        value = log_odds.get(span.concept_id)
+        if value is None or span.start < position:
+            continue
+        pieces.append(Piece(narrative.text[position : span.start]))
+        text = narrative.text[span.start : span.end]
+        pieces.append(Piece(text, log_odds=value, strength=round(abs(value) / strongest, 2)))
+        position = span.end
+    pieces.append(Piece(narrative.text[position:]))
+    return [piece for piece in pieces if piece.text]

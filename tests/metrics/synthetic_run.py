@@ -1,0 +1,215 @@
+"""A finished run up to evaluation, written by hand: a cohort with known answers, no model."""
+
+import datetime
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.special import logit
+
+from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.records import (
+    NARRATIVES,
+    PAIRS,
+    PREDICTIONS,
+    SOFT_LABELS,
+    VISITS,
+    ConceptEvidence,
+    Explanation,
+    LabelExplanation,
+    Narrative,
+    Span,
+    pair_id_of,
+    with_label_names,
+)
+from ckd_ehr.contracts.runs import StageContext, write_json, write_table
+
+LABELS = ("Congestive heart failure; nonhypertensive", "Essential hypertension", "Shock")
+CODES = ("4280", "4019", "78552")
+LATENCY = {
+    "teacher": {"p50_ms": 120.0, "p95_ms": 150.0, "pairs": 8.0, "tokens_mean": 110.0},
+    "student_distilled": {"p50_ms": 10.0, "p95_ms": 12.5, "pairs": 8.0, "tokens_mean": 130.0},
+}
+FIRST_SUBJECT = 7_340_000
+SECRET = "a narrative that must not be shown"
+
+
+def config_of(source: str = "mimic3", **evaluation: int) -> RunConfig:
+    """Three phenotypes, few draws."""
+    return build_config(
+        {
+            "name": "synthetic",
+            "data": {"source": source},
+            "labels": {"only_ccs": [108, 98, 249]},
+            "evaluation": {"bootstrap_draws": 40, **evaluation},
+        }
+    )
+
+
+def write_run(root: Path, config: RunConfig, *, held_out: int = 40, seed: int = 0) -> StageContext:
+    """Two visits a patient: what the second one has follows the first, except shock, which is rare.
+
+    Shock occurs in train and tuning only, so no held-out pair has it.
+    """
+    rng = np.random.default_rng(seed)
+    splits = ["train"] * 80 + ["tuning"] * 30 + ["held_out"] * held_out
+    visits, pairs = [], []
+    for number, split in enumerate(splits):
+        subject = FIRST_SUBJECT + number
+        before = rng.random(3) < [0.5, 0.4, 0.1]
+        after = np.where(rng.random(3) < 0.8, before, rng.random(3) < 0.4)
+        after[2] &= split != "held_out"
+        visits += [_visit(subject, 0, before), _visit(subject, 1, after)]
+        pairs.append(_pair(subject, 0, split, after.tolist()))
+        if split == "train":
+            pairs.append(_pair(subject, 1, split, None))
+    labels = np.array([pair["labels"] for pair in pairs if pair["split"] != "train"])
+    folders = {name: root / name for name in ("cohort", "knowledge", "teacher", "signals")}
+    folders["student"] = root / "student"
+    write_table(
+        pa.Table.from_pylist(visits, VISITS),
+        folders["cohort"] / "visits.parquet",
+        with_label_names(VISITS, LABELS),
+    )
+    write_table(
+        pa.Table.from_pylist(pairs, PAIRS),
+        folders["cohort"] / "pairs.parquet",
+        with_label_names(PAIRS, LABELS),
+    )
+    counts = {"visits_read": len(visits) + 3, "visits_admitted_after_death": 3}
+    counts |= {"visits_discharged_before_admission": 0, "visits_kept": len(visits)}
+    write_json(folders["cohort"] / "flow.json", {"counts": counts, "splits": {}})
+    _write_knowledge(folders["knowledge"], pairs)
+    scored = [pair for pair in pairs if pair["split"] != "train"]
+    _write_models(folders, scored, labels, rng)
+    folder = root / "07_evaluation.partial"
+    folder.mkdir(parents=True)
+    return StageContext(config=config, folder=folder, inputs=folders, say=lambda _: None)
+
+
+def _visit(subject: int, number: int, present: np.ndarray) -> dict[str, object]:
+    day = datetime.datetime(2150 + number, 1, 1)
+    codes = [code for code, on in zip(CODES, present, strict=True) if on] + ["V1000"]
+    return {
+        "visit_id": f"v{subject}-{number}",
+        "subject_id": subject,
+        "admit_time": day,
+        "discharge_time": day + datetime.timedelta(days=3),
+        "age_years": 60.0,
+        "sex": "F",
+        "ethnicity": None,
+        "admission_type": None,
+        "died": False,
+        "diagnoses": [{"system": "ICD9CM", "code": code, "title": None} for code in codes],
+        "medications": [],
+        "procedures": [],
+    }
+
+
+def _pair(subject: int, number: int, split: str, labels: list[bool] | None) -> dict[str, object]:
+    history = [f"v{subject}-{n}" for n in range(number + 1)]
+    return {
+        "pair_id": pair_id_of(subject, history[-1]),
+        "subject_id": subject,
+        "history": history,
+        "prediction_time": datetime.datetime(2150 + number, 1, 4),
+        "next_visit_id": None if labels is None else f"v{subject}-{number + 1}",
+        "gap_days": None,
+        "labels": labels,
+        "split": split,
+        "fold": subject % 2 if split == "train" else -1,
+    }
+
+
+def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
+    for reader in ("teacher", "student"):
+        rows = [
+            {
+                "pair_id": pair["pair_id"],
+                "reader": reader,
+                "text": SECRET,
+                "spans": [],
+                "concepts_cut": 1 if reader == "teacher" and number % 4 == 0 else 0,
+            }
+            for number, pair in enumerate(pairs)
+        ]
+        table = pa.Table.from_pylist(rows, NARRATIVES)
+        write_table(table, folder / f"{reader}.parquet", NARRATIVES)
+    write_json(folder / "summary.json", {"titled_codes": 3})
+
+
+def _write_models(
+    folders: dict[str, Path],
+    pairs: list[dict[str, object]],
+    labels: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Hard student: noise. Distilled student: good. Teacher: better. Rows in shuffled order."""
+    rows = []
+    noise = {"student_hard": 3.0, "student_distilled": 0.8}
+    for model, scale in noise.items():
+        scores = 1 / (1 + np.exp(-(2.0 * labels - 1 + rng.normal(size=labels.shape) * scale)))
+        keys = ("pair_id", "subject_id", "prediction_time", "split", "labels")
+        for pair, values in zip(pairs, scores, strict=True):
+            row = {key: pair[key] for key in keys}
+            rows.append({**row, "model": model, "seed": 0, "probabilities": values.tolist()})
+    order = rng.permutation(len(rows))
+    write_table(
+        pa.Table.from_pylist([rows[n] for n in order], PREDICTIONS),
+        folders["student"] / "predictions.parquet",
+        with_label_names(PREDICTIONS, LABELS),
+    )
+    soft = [
+        {
+            "pair_id": pair["pair_id"],
+            "source": source,
+            "logits": (logit(0.9) * (2.0 * row - 1) * sign).tolist(),
+            "spread": None,
+            "fold": -1,
+        }
+        for source, sign in (("other", -1), ("teacher", 1))
+        for pair, row in zip(pairs, labels, strict=True)
+    ]
+    write_table(
+        pa.Table.from_pylist(soft[::-1], SOFT_LABELS),
+        folders["signals"] / "soft_labels.parquet",
+        with_label_names(SOFT_LABELS, LABELS),
+    )
+
+
+def example_of(pair_id: str = "0123456789abcdef") -> Explanation:
+    """An explanation with evidence for and against."""
+    text = "Woman, 60 years. Visit 1: Heart <failure>; Diabetes; Gout."
+    titles = ("Heart <failure>", "Diabetes", "Gout")
+    spans = tuple(
+        Span(text.index(title), text.index(title) + len(title), f"c{n}", "diagnosis", "S", title, 0)
+        for n, title in enumerate(titles)
+    )
+    concepts = tuple(
+        ConceptEvidence(f"c{n}", title, "diagnosis", 0, value)
+        for n, (title, value) in enumerate(zip(titles, (1.5, -0.75, 0.0), strict=True))
+    )
+    risks = (0.6, 0.2, 0.1)
+    labels = tuple(
+        LabelExplanation(name, risk, 0.3, -0.5, 0.1 if n == 0 else 5.0, concepts)
+        for n, (name, risk) in enumerate(zip(LABELS, risks, strict=True))
+    )
+    return Explanation(pair_id, "student_distilled", Narrative(text, spans, 0), labels)
+
+
+def stub_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand in for what needs torch; returns the list of pairs that were asked to be explained."""
+    asked: list[str] = []
+
+    def explain_pair(inputs: object, pair_id: str, config: object) -> Explanation:
+        asked.append(pair_id)
+        return example_of(pair_id)
+
+    latency, inference = ModuleType("latency"), ModuleType("inference")
+    latency.measure_latency = lambda context: LATENCY  # type: ignore[attr-defined]
+    inference.explain_pair = explain_pair  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.latency", latency)
+    monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.inference", inference)
+    return asked

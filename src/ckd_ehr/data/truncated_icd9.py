@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
-from ckd_ehr.data.ccs import CcsMatch, icd9_leaves
+from ckd_ehr.data.ccs import CcsMatch, category_names, icd9_leaves, icd9_titles
 
 UCI_ICD9 = "UCI_ICD9"
 OVERRIDES = "truncated_icd9.csv"
 # 250.xx keeps its decimals in this file, so that a bare 250 is 250.00.
 WHOLE = {"250": "25000"}
+# Where ICD-9-CM puts "unspecified" and "other" under a category, in order of preference.
+GENERAL_ENDINGS = ("9", "90", "99", "8", "0", "00")
+GENERAL_WORDS = ("unspecified", "other", "not elsewhere")
 
 
 def normal_form(written: str) -> str:
@@ -47,6 +50,22 @@ def truncated_ccs_of(code: str) -> CcsMatch:
     # Equal counts: the lower category, so that the choice does not depend on order.
     ccs, _ = min(categories.items(), key=lambda item: (-item[1], item[0]))
     return CcsMatch(ccs, "prefix" if len(categories) == 1 else "majority")
+
+
+def truncated_title_of(code: str) -> str | None:
+    """A title for a code in normal form: its own, or its most general leaf's, or its category's.
+
+    >>> truncated_title_of("428"), truncated_title_of("486")
+    ('Heart failure, unspecified', 'Pneumonia, organism unspecified')
+    """
+    titles = icd9_titles()
+    own = titles.get(WHOLE.get(code, code))
+    if own:
+        return own
+    leaves = (titles.get(code + ending, "") for ending in GENERAL_ENDINGS)
+    general = [t for t in leaves if any(word in t.lower() for word in GENERAL_WORDS)]
+    ccs = truncated_ccs_of(code).ccs
+    return general[0] if general else None if ccs is None else category_names()[ccs]
 
 
 @cache

@@ -135,13 +135,14 @@ def load(
     *,
     into: str,
     query: str = "SELECT * FROM source",
+    missing: str = "",
 ) -> None:
-    """Run `query` over the file's rows (as `source`, text, null where blank) into a table."""
+    """Run `query` over the file's rows (as `source`; null where blank or `missing`)."""
     columns = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(table.width))
     cleaned = ", ".join(
-        f"CAST(NULL AS VARCHAR) AS {wanted}"
+        f'CAST(NULL AS VARCHAR) AS "{wanted}"'
         if index is None
-        else f"nullif(trim(c{index}), '') AS {wanted}"
+        else f"nullif(nullif(trim(c{index}), ''), {quoted(missing)}) AS \"{wanted}\""
         for wanted, index in table.positions.items()
     )
     compression = "gzip" if _is_gzip(table.path) else "none"

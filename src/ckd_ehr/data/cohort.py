@@ -83,6 +83,7 @@ def build_pairs(
     usable = keep_labelled_and_train(divided)
     sampled = sample_pairs(usable, cohort.sample.model_dump())
     counts = {
+        "visits_without_pair": visits.num_rows - paired.num_rows,
         "pairs_of_one_history": paired.num_rows,
         "pairs_with_next_visit": paired.num_rows - paired["next_visit_id"].null_count,
         "pairs_unlabelled_outside_train": divided.num_rows - usable.num_rows,

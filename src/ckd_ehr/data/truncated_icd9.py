@@ -55,17 +55,17 @@ def truncated_ccs_of(code: str) -> CcsMatch:
 def truncated_title_of(code: str) -> str | None:
     """A title for a code in normal form: its own, or its most general leaf's, or its category's.
 
-    >>> truncated_title_of("428"), truncated_title_of("486")
-    ('Heart failure, unspecified', 'Pneumonia, organism unspecified')
+    >>> truncated_title_of("428"), truncated_title_of("250")
+    ('Heart failure, unspecified', 'Diabetes mellitus without complication')
     """
-    titles = icd9_titles()
-    own = titles.get(WHOLE.get(code, code))
-    if own:
-        return own
+    titles, ccs = icd9_titles(), truncated_ccs_of(code).ccs
+    if code in titles:
+        return titles[code]
     leaves = (titles.get(code + ending, "") for ending in GENERAL_ENDINGS)
     general = [t for t in leaves if any(word in t.lower() for word in GENERAL_WORDS)]
-    ccs = truncated_ccs_of(code).ccs
-    return general[0] if general else None if ccs is None else category_names()[ccs]
+    if general and code not in WHOLE:
+        return general[0]
+    return None if ccs is None else category_names()[ccs]
 
 
 @cache

@@ -99,15 +99,19 @@ def match_by_prefix(
     return CcsMatch(None, "unmapped")
 
 
-def prefixes_of(leaves: Mapping[str, int]) -> dict[str, int | None]:
-    """Every shorter code down to its category (3 characters, 4 after ICD-9's E).
+def prefixes_of(leaves: Mapping[str, int], *, external_e: bool = False) -> dict[str, int | None]:
+    """Every shorter code down to its category of 3 characters, None where the leaves disagree.
+
+    Args:
+        leaves: code → CCS category.
+        external_e: codes in E have categories of 4 characters (external causes of ICD-9-CM).
 
     >>> prefixes_of({"5851": 158, "5852": 158, "51881": 131, "51889": 133})
     {'585': 158, '518': None, '5188': None}
     """
     prefixes: dict[str, int | None] = {}
     for code, ccs in leaves.items():
-        shortest = 4 if code[0] == "E" and code[1:4].isdigit() and len(code) <= 5 else 3
+        shortest = 4 if external_e and code.startswith("E") else 3
         for length in range(shortest, len(code)):
             prefix = code[:length]
             prefixes[prefix] = ccs if prefixes.get(prefix, ccs) == ccs else None
@@ -116,7 +120,7 @@ def prefixes_of(leaves: Mapping[str, int]) -> dict[str, int | None]:
 
 @cache
 def _icd9_prefixes() -> Mapping[str, int | None]:
-    return prefixes_of(icd9_leaves())
+    return prefixes_of(icd9_leaves(), external_e=True)
 
 
 @cache

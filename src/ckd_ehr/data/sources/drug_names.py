@@ -48,6 +48,6 @@ def drug_name(ordered: str) -> str:
     name = re.sub(r"\s*([/;-])\s*(?=\S)", r"\1", name.strip()) if "/" in name else name
     words = [word.strip(".,;") for word in name.split()]
     words = [word for word in words if word and word not in "-/+&"]
-    while len(words) > 1 and words[-1] in _FORMS:
+    while words and words[-1] in _FORMS:
         words.pop()
     return " ".join(words).strip(" -/,") or folded

@@ -1,0 +1,146 @@
+"""Bad source files: each gives one message with file, what is wrong and the remedy."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.data.sources.tables import (
+    check_renames,
+    connect,
+    describe_table,
+    find_table,
+    load,
+    require_table,
+    require_times,
+    require_whole_numbers,
+)
+
+DRUGS = "SUBJECT_ID,DRUG,STARTDATE\n1,Aspirin,2150-01-01\n2,,\n"
+
+
+def read(path: Path, *, renames: dict[str, dict[str, str]] | None = None) -> list[tuple[str, ...]]:
+    table = describe_table(
+        path, "PRESCRIPTIONS", required=("subject_id", "drug"), renames=renames or {}
+    )
+    with connect(path.parent) as connection:
+        load(connection, table, into="drugs")
+        return connection.execute("SELECT * FROM drugs ORDER BY subject_id").fetchall()
+
+
+def test_names_extensions_and_headers_match_without_regard_to_case(tmp_path: Path) -> None:
+    path = tmp_path / "prescriptions.CSV.GZ"
+    path.write_bytes(gzip.compress(DRUGS.replace("DRUG", "Drug").encode()))
+    assert find_table(tmp_path, "PRESCRIPTIONS") == path
+    assert read(path) == [("1", "Aspirin"), ("2", None)]
+
+
+def test_values_stay_text_and_are_trimmed(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text('subject_id,drug\n1," 042 "\n2,"a, ""b""\nc"\n')
+    assert read(path) == [("1", "042"), ("2", 'a, "b"\nc')]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + DRUGS.encode())
+    assert read(path)[0] == ("1", "Aspirin")
+
+
+def test_missing_table_names_the_nearest_file(tmp_path: Path) -> None:
+    (tmp_path / "PRESCRIPTION.csv").write_text(DRUGS)
+    with pytest.raises(CkdEhrError) as error:
+        require_table(tmp_path, "PRESCRIPTIONS")
+    message = str(error.value)
+    assert "table PRESCRIPTIONS is missing" in message
+    assert "nearest file: PRESCRIPTION.csv" in message
+    assert "data.root" in message
+
+
+def test_missing_folder_names_data_root(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError, match=r"no such folder; .*data\.root=PATH"):
+        require_table(tmp_path / "nowhere", "ADMISSIONS")
+
+
+def test_a_table_in_two_files_is_refused(tmp_path: Path) -> None:
+    for name in ("PRESCRIPTIONS.csv", "prescriptions.csv.gz"):
+        (tmp_path / name).write_text(DRUGS)
+    with pytest.raises(CkdEhrError, match=r"several files .*keep one"):
+        find_table(tmp_path, "PRESCRIPTIONS")
+
+
+def test_missing_column_says_what_was_found_and_how_to_map_it(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text("SUBJECT_ID,DRUGNAME\n1,Aspirin\n")
+    with pytest.raises(CkdEhrError) as error:
+        read(path)
+    assert str(error.value) == (
+        "PRESCRIPTIONS.csv: column 'drug' is missing (found: SUBJECT_ID, DRUGNAME); "
+        "map it with data.columns.PRESCRIPTIONS.drug=NAME"
+    )
+    assert read(path, renames={"prescriptions": {"DRUG": "drugname"}}) == [("1", "Aspirin")]
+
+
+@pytest.mark.parametrize(
+    ("renames", "message"),
+    [
+        ({"PRESCRIPTION": {"drug": "x"}}, "no such table; did you mean 'PRESCRIPTIONS'"),
+        ({"PRESCRIPTIONS": {"drugs": "x"}}, "no column in use; did you mean 'drug'"),
+    ],
+)
+def test_renames_of_nothing_are_refused(renames: dict[str, dict[str, str]], message: str) -> None:
+    with pytest.raises(CkdEhrError, match=message):
+        check_renames(renames, {"PRESCRIPTIONS": ("subject_id", "drug"), "PATIENTS": ("gender",)})
+
+
+def test_a_file_that_is_not_utf8_names_the_byte_and_no_patient(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_bytes("SUBJECT_ID,DRUG\n77123,Caf\u00e9ine\n".encode("latin-1"))
+    with pytest.raises(CkdEhrError) as error:
+        read(path)
+    assert "PRESCRIPTIONS.csv: not UTF-8 (byte 0xe9)" in str(error.value)
+    assert "iconv" in str(error.value)
+    assert "77123" not in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_a_truncated_gzip_is_refused(tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv.gz"
+    rows = "".join(f"{number},drug {number * 7919}\n" for number in range(20_000))
+    whole = gzip.compress(f"SUBJECT_ID,DRUG\n{rows}".encode())
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(CkdEhrError, match=r"PRESCRIPTIONS\.csv\.gz: the gzip file is cut off"):
+        read(path)
+
+
+def test_a_gzip_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv.gz"
+    path.write_text(DRUGS)
+    with pytest.raises(CkdEhrError, match="not an intact gzip file"):
+        read(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.touch()
+    with pytest.raises(CkdEhrError, match=r"PRESCRIPTIONS\.csv: the file is empty"):
+        read(path)
+
+
+def test_ragged_rows_are_refused_without_quoting_them(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text("SUBJECT_ID,DRUG\n77123,Aspirin\n77124\n")
+    with pytest.raises(CkdEhrError, match="rows of unequal length") as error:
+        read(path)
+    assert "7712" not in str(error.value)
+
+
+def test_values_that_do_not_parse_are_shown_by_their_shape_only(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    with connect(tmp_path) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'P0017' AS id, '23/10/2164' AS time")
+        with pytest.raises(CkdEhrError, match=r"column 'id': 1 values of the form 'a9999'"):
+            require_whole_numbers(connection, "t", "id", path)
+        with pytest.raises(CkdEhrError, match=r"'99/99/9999' are no time"):
+            require_times(connection, "t", "time", path)

@@ -47,7 +47,7 @@ def calibration_figure(models: Mapping[str, ModelResult], shown: Sequence[str]) 
             axes.plot(across, up, color=colour, linestyle=dashes, label=NAMES[name])
             sizes = [8 + 300 * b.count / total for b in bins]
             axes.scatter(across, up, s=sizes, color=colour, alpha=0.55, linewidths=0)
-        axes.legend(loc="upper left")
+        drawing.legend(loc="outside upper center", ncols=3)
         return _svg(drawing, "calibration")
 
 
@@ -64,7 +64,7 @@ def precision_recall_figure(
             axes.plot(
                 curve.recall, curve.precision, color=colour, linestyle=dashes, label=NAMES[name]
             )
-        axes.legend(loc="upper right")
+        drawing.legend(loc="outside upper center", ncols=3)
         return _svg(drawing, "precision-recall")
 
 

@@ -102,6 +102,7 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
             precision_recall_figure(metrics.models, MODELS, prevalence=cell_prevalence(metrics))
         ),
         prevalence=cell_prevalence(metrics),
+        chance=mean_prevalence(metrics),
         flow=flow_steps(metrics.flow),
         speedup=speedup(metrics),
         example=explain_labels(example) if example else [],
@@ -113,6 +114,12 @@ def cell_prevalence(metrics: Metrics) -> float:
     """The share of positive (pair, label) cells: the precision of chance."""
     cells = metrics.counts[metrics.scored_split].labelled_pairs * len(metrics.labels)
     return sum(fact.positives for fact in metrics.labels.values()) / max(cells, 1)
+
+
+def mean_prevalence(metrics: Metrics) -> float | None:
+    """The mean prevalence of the scored labels: the macro-AUPRC of chance."""
+    scored = [fact.prevalence or 0.0 for fact in metrics.labels.values() if fact.scored]
+    return sum(scored) / len(scored) if scored else None
 
 
 def best_model(metrics: Metrics) -> str | None:

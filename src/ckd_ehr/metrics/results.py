@@ -135,15 +135,17 @@ def number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def verdict(difference: Difference) -> str:
+def verdict(difference: Difference, *, names: Mapping[str, str] | None = None) -> str:
     """One honest sentence on a paired difference of the primary score, macro-AUPRC.
+
+    `names` are what the models are called in it, by default their keys.
 
     >>> better = {"macro_auprc": Figure(value=0.02, low=0.01, high=0.03)}
     >>> verdict(Difference(model="student_distilled", minus="student_hard", figures=better))
     'student_distilled is better than student_hard: macro-AUPRC +0.020 [+0.010, +0.030].'
     """
     figure = difference.figures.get(PRIMARY, Figure(value=None))
-    pair = (difference.model, difference.minus)
+    pair = [(names or {}).get(key, key) for key in (difference.model, difference.minus)]
     if figure.value is None:
         return f"{pair[0]} and {pair[1]} cannot be compared: no label has both classes."
     if figure.low is None or figure.high is None:

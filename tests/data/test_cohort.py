@@ -1,0 +1,261 @@
+"""The cohort stage: what is left out and counted, what is refused, exact counts on real data."""
+
+import datetime
+import json
+from pathlib import Path
+
+import meds
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hospital import Stage, Tables, write_tables
+
+from ckd_ehr.contracts.config import SplitsConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import PAIRS, PHENOTYPES_25, VISITS, label_names
+from ckd_ehr.contracts.runs import read_json, read_table, sha256_of
+from ckd_ehr.data.splits import assign_splits
+
+TWO_LABELS = {"only_ccs": [108, 98]}
+
+
+def counts_of(cohort: Path) -> dict[str, int]:
+    counts = read_json(cohort / "flow.json")["counts"]
+    assert isinstance(counts, dict)
+    return counts
+
+
+def visits_of(cohort: Path) -> dict[str, dict[str, object]]:
+    rows = read_table(cohort / "visits.parquet", VISITS).to_pylist()
+    return {row["visit_id"]: row for row in rows}
+
+
+@pytest.fixture
+def build(tmp_path: Path, make_events: Stage, make_cohort: Stage) -> Stage:
+    """Tables → cohort folder, with two labels unless told otherwise."""
+
+    def make(tables: Tables, **settings: object) -> Path:
+        events = make_events(write_tables(tables, tmp_path / "tables"))
+        return make_cohort(events, **({"labels": TWO_LABELS} | settings))
+
+    return make
+
+
+def test_visits_hold_what_their_stay_holds(tables: Tables, build: Stage) -> None:
+    row = visits_of(build(tables))["9012"]
+    assert row["subject_id"] == 1
+    assert row["admit_time"] == datetime.datetime(2050, 3, 1, 10)
+    assert row["discharge_time"] == datetime.datetime(2050, 3, 5, 12)
+    assert row["age_years"] == pytest.approx(50.16, abs=0.01)
+    assert (row["sex"], row["ethnicity"], row["admission_type"]) == ("F", "WHITE", "EMERGENCY")
+    assert row["diagnoses"] == [
+        {"system": "ICD9CM", "code": "4280", "title": "Congestive heart failure, unspecified"}
+    ]
+    assert row["medications"] == [{"system": "NAME", "code": "furosemide", "title": None}]
+    assert [code["code"] for code in row["procedures"]] == ["3722"]
+
+
+def test_pairs_join_the_splits_by_patient(tables: Tables, build: Stage) -> None:
+    pairs = read_table(build(tables) / "pairs.parquet", PAIRS)
+    assert label_names(pairs.schema) == (
+        "Congestive heart failure; nonhypertensive", "Essential hypertension",
+    )  # fmt: skip
+    assigned = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
+    split_of = {row["subject_id"]: (row["split"], row["fold"]) for row in assigned}
+    for pair in pairs.to_pylist():
+        split, fold = split_of[pair["subject_id"]]
+        assert pair["split"] == split
+        assert pair["fold"] == (fold if split == "train" else -1)
+        odd = pair["subject_id"] % 2 == 1
+        assert pair["labels"] in ([odd, not odd], None)
+        assert (pair["labels"] is None) == (len(pair["history"]) == 2)
+
+
+def test_unlabelled_pairs_are_kept_for_train_patients_only(tables: Tables, build: Stage) -> None:
+    cohort = build(tables)
+    pairs = read_table(cohort / "pairs.parquet", PAIRS).to_pylist()
+    unlabelled = [pair for pair in pairs if pair["labels"] is None]
+    train = {pair["subject_id"] for pair in pairs if pair["split"] == "train"}
+    assert {pair["subject_id"] for pair in unlabelled} == train
+    counts = counts_of(cohort)
+    assert counts["pairs_labelled"] == 40
+    assert counts["pairs_unlabelled"] == len(train)
+    assert counts["pairs_unlabelled_outside_train"] == 40 - len(train)
+
+
+def test_discharge_before_admission_is_dropped_and_counted(tables: Tables, build: Stage) -> None:
+    tables["ADMISSIONS"][1] |= {"DISCHTIME": "2050-02-01 00:00:00"}
+    cohort = build(tables)
+    assert counts_of(cohort)["visits_discharged_before_admission"] == 1
+    assert counts_of(cohort)["visits_kept"] == 79
+    assert "9012" not in visits_of(cohort)
+
+
+@pytest.mark.parametrize(
+    ("death", "dropped"),
+    [
+        ("2050-02-01 00:00:00", 1),
+        ("2050-03-01 00:00:00", 0),  # a date: the whole day of admission
+        ("2050-02-28 23:00:00", 1),
+    ],
+)
+def test_admission_after_death_is_dropped_and_counted(
+    tables: Tables, build: Stage, death: str, dropped: int
+) -> None:
+    tables["PATIENTS"][0] |= {"DOD": death}
+    assert counts_of(build(tables))["visits_admitted_after_death"] == dropped
+
+
+def test_a_stay_after_one_that_ended_in_death_is_dropped(tables: Tables, build: Stage) -> None:
+    tables["ADMISSIONS"][0] |= {"HOSPITAL_EXPIRE_FLAG": "1"}
+    cohort = build(tables)
+    assert counts_of(cohort)["visits_admitted_after_death"] == 1
+    assert visits_of(cohort)["9011"]["died"] is True
+    pairs = read_table(cohort / "pairs.parquet", PAIRS)
+    assert 1 not in pairs["subject_id"].to_pylist()
+
+
+def test_a_code_after_discharge_is_dropped_and_counted(tables: Tables, build: Stage) -> None:
+    tables["PRESCRIPTIONS"][0] |= {"STARTDATE": "2050-01-06 00:00:00"}
+    tables["PRESCRIPTIONS"][1] |= {"STARTDATE": "2050-03-05 00:00:00"}
+    cohort = build(tables)
+    assert counts_of(cohort)["codes_after_discharge"] == 1
+    assert visits_of(cohort)["9011"]["medications"] == []
+    assert len(visits_of(cohort)["9012"]["medications"]) == 1
+
+
+def test_ages_from_90_on_become_90(tables: Tables, build: Stage) -> None:
+    tables["PATIENTS"][0] |= {"DOB": "1750-01-01 00:00:00"}
+    tables["PATIENTS"][1] |= {"DOB": "1960-12-31 00:00:00"}
+    visits = visits_of(build(tables))
+    assert visits["9011"]["age_years"] == 90
+    assert visits["9021"]["age_years"] == pytest.approx(89.0, abs=0.01)
+
+
+def test_an_empty_cohort_is_refused(tables: Tables, build: Stage) -> None:
+    for row in tables["ADMISSIONS"]:
+        row["DISCHTIME"] = "2049-01-01 00:00:00"
+    with pytest.raises(CkdEhrError, match="empty cohort: none of 80 visits has an admission"):
+        build(tables)
+
+
+def test_patients_of_one_stay_each_are_refused(tables: Tables, build: Stage) -> None:
+    tables["ADMISSIONS"] = tables["ADMISSIONS"][::2]
+    with pytest.raises(CkdEhrError, match="empty cohort: 0 patients have a visit pair"):
+        build(tables)
+
+
+def test_a_split_without_pairs_names_seed_and_shares(tables: Tables, build: Stage) -> None:
+    with pytest.raises(CkdEhrError) as error:
+        build(tables, splits={"tuning": 0.0001, "seed": 5})
+    message = str(error.value)
+    assert message.startswith("no labelled pair in split 'tuning': 40 patients have pairs")
+    assert "splits.seed (now 5)" in message
+    assert "splits.tuning (0.0001)" in message
+
+
+def test_a_fold_without_train_pairs_is_refused(tables: Tables, build: Stage) -> None:
+    folds = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
+    emptied = {row["subject_id"] for row in folds if row["split"] == "train" and row["fold"] == 1}
+    tables["ADMISSIONS"] = [
+        row for row in tables["ADMISSIONS"] if int(row["SUBJECT_ID"]) not in emptied
+    ]
+    with pytest.raises(CkdEhrError, match="no labelled train pair in fold 1 of 2"):
+        build(tables)
+
+
+def test_a_label_nobody_has_is_said_and_counted(
+    tables: Tables, build: Stage, said: list[str]
+) -> None:
+    cohort = build(tables, labels={"only_ccs": [108, 249]})
+    splits = read_json(cohort / "flow.json")["splits"]
+    assert isinstance(splits, dict)
+    assert [splits[name]["positives"]["Shock"] for name in splits] == [0, 0, 0]
+    assert splits["train"]["prevalence"]["Shock"] == 0
+    assert any(line.startswith("warning: no pair has Shock") for line in said)
+
+
+def test_one_stay_under_two_patients_is_refused_whatever_the_source(
+    tables: Tables, tmp_path: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(write_tables(tables, tmp_path / "tables"))
+    path = events / "data" / "0000.parquet"
+    data = pa.parquet.read_table(path)
+    mixed = pc.if_else(pc.equal(data["visit_id"], "9021"), "9011", data["visit_id"])
+    place = data.schema.get_field_index("visit_id")
+    pa.parquet.write_table(data.set_column(place, "visit_id", mixed), path)
+    with pytest.raises(CkdEhrError, match=r"1 stays \(column 'visit_id'\) stand under two"):
+        make_cohort(events)
+
+
+def test_sampling_never_splits_a_patient_and_is_counted(tables: Tables, build: Stage) -> None:
+    limits = {"train": 10, "unlabelled": 5, "tuning": 1, "held_out": 2}
+    cohort = build(tables, cohort={"sample": limits})
+    pairs = read_table(cohort / "pairs.parquet", PAIRS)
+    labelled = pairs.filter(pc.is_valid(pairs["labels"]))
+    found = {row["values"]: row["counts"] for row in pc.value_counts(labelled["split"]).to_pylist()}
+    assert found == {"train": 10, "tuning": 1, "held_out": 2}
+    assert pairs["labels"].null_count == 5
+    assert counts_of(cohort)["pairs_cut_by_sampling"] > 0
+
+
+def test_equal_events_give_equal_bytes(
+    tables: Tables, tmp_path: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(write_tables(tables, tmp_path / "tables"))
+    first, second = (make_cohort(events, labels=TWO_LABELS) for _ in range(2))
+    names = sorted(path.name for path in first.iterdir() if path.is_file())
+    assert names == ["coverage.json", "flow.json", "pairs.parquet", "visits.parquet"]
+    for name in names:
+        assert sha256_of(first / name) == sha256_of(second / name)
+
+
+def test_mimic3_demo_has_129_stays_and_29_pairs(
+    real_data: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(real_data / "mimic3-demo-1.4")
+    cohort = make_cohort(events)
+    counts = counts_of(cohort)
+    assert (counts["patients_read"], counts["visits_read"], counts["visits_kept"]) == (
+        100, 129, 129,
+    )  # fmt: skip
+    assert counts["pairs_labelled"] == 29
+    assert counts["next_visits_before_exclusions"] == 29
+    assert counts["visits_ended_in_death"] == 40
+    visits = read_table(cohort / "visits.parquet", VISITS)
+    with_drugs = pc.greater(pc.list_value_length(visits["medications"]), 0)
+    with_procedures = pc.greater(pc.list_value_length(visits["procedures"]), 0)
+    assert (pc.sum(with_drugs).as_py(), pc.sum(with_procedures).as_py()) == (122, 113)
+    pairs = read_table(cohort / "pairs.parquet", PAIRS)
+    labelled = pairs.filter(pc.is_valid(pairs["labels"]))
+    per_patient = [row["counts"] for row in pc.value_counts(labelled["subject_id"]).to_pylist()]
+    assert (len(per_patient), max(per_patient)) == (14, 14)
+    # The default seed is one for which even these 14 patients fill every split and fold.
+    assert set(labelled["split"].to_pylist()) == {"train", "tuning", "held_out"}
+    assert set(labelled["fold"].to_pylist()) == {-1, 0, 1}
+    coverage = json.loads((cohort / "coverage.json").read_text())["ICD9CM"]["codes"]
+    assert coverage == {
+        "exact": 581, "prefix": 0, "majority": 0, "override": 0, "ambiguous": 0, "unmapped": 0,
+    }  # fmt: skip
+
+
+def test_uci_has_30248_pairs_before_and_30234_after_the_death_exclusion(
+    real_data: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(real_data / "uci-diabetes130", source="uci_diabetes")
+    assert read_json(events / meds.dataset_metadata_filepath)["synthetic_times"] is True
+    left_out = {131, 133, 134, 151, 153, 249}
+    usable = [p.ccs[0] for p in PHENOTYPES_25 if p.ccs[0] not in left_out]
+    cohort = make_cohort(events, labels={"only_ccs": usable})
+    counts = counts_of(cohort)
+    assert (counts["visits_read"], counts["patients_read"]) == (101_766, 71_518)
+    assert counts["next_visits_before_exclusions"] == 30_248
+    assert counts["visits_admitted_after_death"] == 14
+    assert counts["pairs_labelled"] == 30_234
+    pairs = read_table(cohort / "pairs.parquet", PAIRS)
+    assert len(label_names(pairs.schema)) == 19
+    assert pairs["gap_days"].null_count == pairs.num_rows
+    coverage = json.loads((cohort / "coverage.json").read_text())["UCI_ICD9"]["codes"]
+    assert (coverage["unmapped"], coverage["majority"], coverage["override"]) == (0, 179, 22)
+    prevalence = pc.mean(pc.cast(pc.list_flatten(pairs["labels"]), "float64")).as_py()
+    assert prevalence == pytest.approx(0.082, abs=0.001)

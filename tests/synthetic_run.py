@@ -137,7 +137,7 @@ def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
         ]
         table = pa.Table.from_pylist(rows, NARRATIVES)
         write_table(table, folder / f"{reader}.parquet", NARRATIVES)
-    write_json(folder / "summary.json", {"titled_codes": 3})
+    write_json(folder / "summary.json", {"titles_by_origin": {"ccs_table": 4}})
 
 
 def _write_models(

@@ -22,7 +22,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS, label_names, with_label_names
 from ckd_ehr.contracts.runs import StageContext, read_json, read_table, write_table
 from ckd_ehr.metrics.evaluation import format_table, write_evaluation
-from ckd_ehr.metrics.results import MODELS, Metrics
+from ckd_ehr.metrics.results import FEWEST_PATIENTS, MODELS, Metrics, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +157,14 @@ def test_no_bootstrap_draws_means_no_intervals(tmp_path: Path) -> None:
     metrics = metrics_of(evaluated(tmp_path, bootstrap_draws=0))
     figure = metrics.models["teacher"].overall["macro_auprc"]
     assert (figure.value, figure.low, figure.high) == (1.0, None, None)
+
+
+def test_too_few_patients_get_no_interval(tmp_path: Path) -> None:
+    few = metrics_of(evaluated(tmp_path / "few", held_out=FEWEST_PATIENTS - 1))
+    enough = metrics_of(evaluated(tmp_path / "enough", held_out=FEWEST_PATIENTS))
+    assert few.models["teacher"].overall["brier"].low is None
+    assert "so this shows nothing" in verdict(few.differences[0])
+    assert enough.models["teacher"].overall["brier"].low is not None
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

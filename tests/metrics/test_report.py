@@ -85,6 +85,7 @@ def test_report_holds_the_table_of_models(metrics: Metrics) -> None:
     assert "given that there is" in text
     assert text.count('<figure role="img" aria-label="') == 2
     assert text.count("<svg") == 2
+    assert "ccs table 4." in text
     assert "prefers-color-scheme: dark" in text
 
 

@@ -6,9 +6,8 @@ fitted here, on train; thresholds come from tuning; scores from held_out. Ignore
 and the students were trained.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.machine import commit, machine_facts, package_versions
 from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
@@ -30,9 +30,7 @@ from ckd_ehr.contracts.records import (
     with_label_names,
 )
 from ckd_ehr.contracts.runs import (
-    PACKAGES,
     StageContext,
-    machine_facts,
     read_json,
     read_table,
     write_json,
@@ -55,6 +53,7 @@ from ckd_ehr.learning.scoring import (
 from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
 from ckd_ehr.metrics.report import render_report
 from ckd_ehr.metrics.results import (
+    FEWEST_PATIENTS,
     MODELS,
     Difference,
     LabelFacts,
@@ -218,7 +217,7 @@ def _score_models(
     scored = ScoredPairs(
         labels=pairs.labels[held_out],
         previously_present=pairs.previously_present[held_out],
-        weights=patient_draws(subjects, draws=config.evaluation.bootstrap_draws, seed=config.seed),
+        weights=patient_draws(subjects, draws=_bootstrap_draws(pairs, config), seed=config.seed),
         bins=config.evaluation.calibration_bins,
     )
     measured, results = {}, {}
@@ -242,6 +241,12 @@ def _score_models(
     return results, differences
 
 
+def _bootstrap_draws(pairs: LabelledPairs, config: RunConfig) -> int:
+    """The configured draws; none where too few patients are scored for an interval."""
+    patients = len(pc.unique(pairs.table["subject_id"].filter(pa.array(pairs.rows(SCORED)))))
+    return config.evaluation.bootstrap_draws if patients >= FEWEST_PATIENTS else 0
+
+
 def _collect(
     context: StageContext,
     everything: pa.Table,
@@ -261,7 +266,7 @@ def _collect(
         scored_split=SCORED,
         seed=config.seed,
         split_seed=config.splits.seed,
-        bootstrap_draws=config.evaluation.bootstrap_draws,
+        bootstrap_draws=_bootstrap_draws(pairs, config),
         calibration_bins=config.evaluation.calibration_bins,
         counts={split: _count(everything, split) for split in ("train", "tuning", SCORED)},
         labels=facts,
@@ -277,9 +282,9 @@ def _collect(
             for reader in ("teacher", "student")
         },
         config=config.model_dump(mode="json", exclude={"data": {"root"}}),
-        commit=_commit_of_run(context.folder.parent),
+        commit=commit(),
         machine=machine_facts(),
-        packages=_package_versions(PACKAGES),
+        packages=package_versions(),
     )
 
 
@@ -335,19 +340,3 @@ def _explained_example(
     risks = np.where(new_onset, probabilities, -1.0).max(axis=1)
     pair_id = str(pairs.ids[int(np.argmax(risks))].as_py())
     return explain_pair(context.inputs, pair_id, context.config)
-
-
-def _commit_of_run(run: Path) -> str | None:
-    path = run / "run.json"
-    commit = read_json(path).get("commit") if path.is_file() else None
-    return commit if isinstance(commit, str) else None
-
-
-def _package_versions(names: Sequence[str]) -> dict[str, str]:
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

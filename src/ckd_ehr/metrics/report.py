@@ -16,6 +16,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
 from ckd_ehr.metrics.figures import NAMES, calibration_figure, precision_recall_figure
 from ckd_ehr.metrics.results import (
+    FEWEST_PATIENTS,
     MODELS,
     PRIMARY,
     Difference,
@@ -94,6 +95,7 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
         metrics=metrics,
         models=[name for name in MODELS if name in metrics.models],
         names=NAMES,
+        fewest_patients=FEWEST_PATIENTS,
         best=best_model(metrics),
         distillation=distillation_sentence(metrics.differences),
         labels=sorted(metrics.labels, key=lambda name: -(metrics.labels[name].prevalence or 0)),

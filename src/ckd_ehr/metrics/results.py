@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 
 PRIMARY = "macro_auprc"
+# A bootstrap over fewer clusters knows too few samples: its intervals would be far too narrow.
+FEWEST_PATIENTS = 20
 MODELS = (
     "carry_forward",
     "logistic_regression",
@@ -150,8 +152,8 @@ def verdict(difference: Difference, *, names: Mapping[str, str] | None = None) -
         return f"{pair[0]} and {pair[1]} cannot be compared: no label has both classes."
     if figure.low is None or figure.high is None:
         return (
-            f"{pair[0]} − {pair[1]}: macro-AUPRC {figure.value:+.3f}; without an interval "
-            "this shows nothing."
+            f"{pair[0]} − {pair[1]}: macro-AUPRC {figure.value:+.3f}; no interval (it takes "
+            f"{FEWEST_PATIENTS} patients and bootstrap draws), so this shows nothing."
         )
     measured = f"macro-AUPRC {figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
     if figure.low > 0:

@@ -41,6 +41,8 @@ from ckd_ehr.learning.weights import resolve_model
 Variant = Literal["hard", "distilled"]
 VARIANTS: tuple[Variant, ...] = ("hard", "distilled")
 PREDICTOR = "predictor.json"
+# What the BERT family calls its dropout rates.
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
 @dataclass(frozen=True)
@@ -172,25 +174,30 @@ def new_student(settings: StudentConfig, *, labels: int, device: str) -> LabelAt
     """The pretrained encoder with a fresh head."""
     folder = resolve_model(settings.model)
     config = AutoConfig.from_pretrained(folder)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, settings.dropout)
     if "bert" not in str(config.model_type):
         raise CkdEhrError(
             f"student.model={settings.model}: a BERT-family encoder is needed, "
             f"this is {config.model_type}"
         )
-    backbone = _load_backbone(folder, device)
+    backbone = _load_backbone(folder, config, device)
     head = LabelAttentionHead(backbone.config.hidden_size, labels)
     return LabelAttentionModel(backbone, head, pooling="mean")
 
 
 def load_student(folder: Path, *, device: str) -> LabelAttentionModel:
     """A trained student of `write_students`, ready to read."""
-    model = LabelAttentionModel(_load_backbone(folder, device), load_head(folder), pooling="mean")
+    backbone = _load_backbone(folder, AutoConfig.from_pretrained(folder), device)
+    model = LabelAttentionModel(backbone, load_head(folder), pooling="mean")
     return model.to(device).eval()
 
 
-def _load_backbone(folder: Path, device: str) -> Any:
+def _load_backbone(folder: Path, config: Any, device: str) -> Any:
     return AutoModel.from_pretrained(
         folder,
+        config=config,
         add_pooling_layer=False,
         dtype=torch.float32,
         attn_implementation=attention_kernel(device),

@@ -164,6 +164,18 @@ class LabelExplanation:
     reading_state_log_odds: float
     concepts: tuple[ConceptEvidence, ...]
 
+    @property
+    def reading_state_share(self) -> float:
+        """The reading state's share of all log-odds but the base, signs aside: in [0, 1].
+
+        >>> fever = ConceptEvidence("0/diagnosis/ICD9CM/78060/0", "Fever", "diagnosis", 0, -0.5)
+        >>> LabelExplanation("Shock", 0.3, 0.1, -2.0, 1.5, (fever,)).reading_state_share
+        0.75
+        """
+        reading = abs(self.reading_state_log_odds)
+        total = reading + sum(abs(concept.log_odds) for concept in self.concepts)
+        return reading / total if total > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:

@@ -1,0 +1,305 @@
+"""The command line: arguments in, one run of the pipeline or one answer out.
+
+Every command is a thin edge over a room's functions, which it imports when it is called, so that
+`--help` costs nothing. Whatever a user can mend is one message on stderr and exit status 2.
+Ignores: how anything is computed.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from ckd_ehr.contracts.config import RunConfig, load_config
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.runs import RunDirectory
+from ckd_ehr.pipeline import STAGES, run_directory
+from ckd_ehr.trouble import exit_status_of
+
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+STAGE_HELP = "\b\nStages, in order; each is skipped when nothing it depends on has changed:\n" + (
+    "\n".join(f"  {stage.name:<11} {stage.summary}" for stage in STAGES)
+)
+START = """\b
+Start with:
+  ckd-ehr doctor          is this machine ready, and how long will the demo take?
+  ckd-ehr demo            the whole path on simulated patients
+  ckd-ehr COMMAND --help  what a command does, with examples"""
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"{STAGE_HELP}\n\n{START}",
+)
+@click.version_option(package_name="ckd-ehr", prog_name="ckd-ehr")
+def commands() -> None:
+    """Predict the diseases of a patient's next hospital visit: distil a large language model,
+    taught on visit records, into a small, calibrated model that shows what its risks rest on.
+    """
+
+
+@commands.command(short_help="Run the whole path on simulated patients.")
+@OVERRIDES
+@click.option("--out", type=NEW_FOLDER, default=Path("runs/demo"), show_default=True)
+def demo(overrides: tuple[str, ...], out: Path) -> None:
+    """The whole path on a simulated hospital: tables in; teacher, student and report out.
+
+    Run it again and finished stages are skipped; change a setting and only what depends on it
+    runs again. After an interruption the same command resumes.
+
+    \b
+    Examples:
+      ckd-ehr demo
+      ckd-ehr demo student.epochs=2
+      ckd-ehr demo data.simulator.patients=2000 --out runs/larger
+    """
+    shipped = resources.files("ckd_ehr") / "configs" / "demo.yaml"
+    with resources.as_file(shipped) as path:
+        config = load_config(path, overrides)
+    directory = _execute(config, out, until=None)
+    _show_report(directory)
+    if config.data.source == "simulated":
+        click.echo("\nOne held-out patient, explained:\n")
+        _explain(directory, _first_held_out_pair(directory), label=None, risks=1, top=5)
+    click.echo(f"\nReport: {_report_file(directory)}")
+
+
+@commands.command(short_help="Run the pipeline on your records.", epilog=STAGE_HELP)
+@click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+@OVERRIDES
+@click.option(
+    "--out", type=NEW_FOLDER, help="The run's folder.  [default: runs/NAME of the config]"
+)
+@click.option(
+    "--until",
+    type=click.Choice([stage.name for stage in STAGES]),
+    help="Stop after this stage.",
+)
+def run(config: Path, overrides: tuple[str, ...], out: Path | None, until: str | None) -> None:
+    """Bring a run up to date: every stage of CONFIG, skipping those that are current.
+
+    Any setting of the YAML file can be overridden as KEY=VALUE; docs/config.md lists them all.
+
+    \b
+    Examples:
+      ckd-ehr run configs/mimic3.yaml data.root=PATH
+      ckd-ehr run configs/uci-diabetes.yaml data.root=PATH cohort.sample.train=1000
+      ckd-ehr run configs/mimic3.yaml data.root=PATH --until cohort
+    """
+    settings = load_config(config, overrides)
+    directory = _execute(settings, out or Path("runs") / settings.name, until=until)
+    if until in (None, STAGES[-1].name):
+        _show_report(directory)
+        click.echo(f"\nReport: {_report_file(directory)}")
+    else:
+        click.echo(f"Stopped after stage '{until}': {directory.folder(str(until))}")
+
+
+@commands.command(short_help="Show a run's models side by side.")
+@RUN
+@click.option("--open", "open_it", is_flag=True, help="Open report.html in the browser.")
+def report(run: Path, open_it: bool) -> None:
+    """Show a finished run's models side by side, and where its report.html is.
+
+    \b
+    Example:
+      ckd-ehr report runs/demo --open
+    """
+    directory = _finished(run, "evaluation")
+    _show_report(directory)
+    click.echo(f"\nReport: {_report_file(directory)}")
+    if open_it:
+        click.launch(str(_report_file(directory).absolute()))
+
+
+@commands.command(short_help="Show what one pair's risks rest on.")
+@RUN
+@click.option("--pair", required=True, metavar="ID", help="A pair_id of the run.")
+@click.option("--label", metavar="NAME", help="One disease.  [default: the highest risks]")
+@click.option("--risks", type=click.IntRange(1), default=3, show_default=True, metavar="N")
+@click.option("--top", type=click.IntRange(1), default=8, show_default=True, metavar="N",
+              help="Concepts shown for each risk.")  # fmt: skip
+def explain(run: Path, pair: str, label: str | None, risks: int, top: int) -> None:
+    """Show what the student's risks for one pair rest on. Prints this patient's history.
+
+    A pair is a history together with the next visit; pair ids are in RUN/02_cohort/pairs.parquet.
+
+    \b
+    Examples:
+      ckd-ehr explain runs/demo --pair 0123456789abcdef
+      ckd-ehr explain runs/demo --pair 0123456789abcdef --label pneumonia --top 20
+    """
+    _explain(_finished(run, "student"), pair, label=label, risks=risks, top=top)
+
+
+@commands.command(short_help="Predict for new patients, in JSON lines.")
+@RUN
+@click.option("--visits", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="visits.jsonl: one patient a line.")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Where to write.  [default: standard output]")  # fmt: skip
+def predict(run: Path, visits: Path, out: Path | None) -> None:
+    """Predict the diseases of each patient's next visit: JSON lines in, JSON lines out.
+
+    Each input line has a patient's past visits, oldest first (docs/visits.schema.json). Each
+    output line has the calibrated probability of every disease, given that there is a next visit.
+    The file is checked as a whole before anything is predicted.
+
+    \b
+    Example:
+      ckd-ehr predict runs/demo --visits docs/examples/visits.jsonl --out risks.jsonl
+    """
+    from ckd_ehr.predictions import predict_lines, write_lines
+
+    directory = _finished(run, "student")
+    write_lines(predict_lines(directory, visits), out)
+
+
+@commands.command(short_help="Write a simulated hospital's tables.")
+@click.option("--patients", type=int, help="Number of patients.  [default: as the demo]")
+@click.option("--seed", type=int, help="The same seed gives the same bytes.")
+@click.option("--out", type=NEW_FOLDER, required=True, help="A new or empty folder.")
+def simulate(patients: int | None, seed: int | None, out: Path) -> None:
+    """Write a simulated hospital as MIMIC-III tables (.csv.gz). Its patients are invented.
+
+    \b
+    Example:
+      ckd-ehr simulate --patients 1000 --out hospital
+      ckd-ehr run configs/mimic3.yaml data.root=hospital --until cohort
+    """
+    from ckd_ehr.contracts.config import build_config
+    from ckd_ehr.data.simulator import simulate as write_hospital
+
+    if out.is_dir() and any(out.iterdir()):
+        raise CkdEhrError(f"{out}: not empty; give --out a new folder")
+    given = {"patients": patients, "seed": seed}
+    settings = {key: value for key, value in given.items() if value is not None}
+    config = build_config({"name": "simulate", "data": {"simulator": settings}}, origin="simulate")
+    write_hospital(config.data.simulator, out)
+    click.echo(f"{config.data.simulator.patients:,} patients in {out}")
+
+
+@commands.command(short_help="Check a run's files for leaks.")
+@RUN
+def audit(run: Path) -> None:
+    """Check a run's files again for leaks of the future into histories and across splits.
+
+    \b
+    Example:
+      ckd-ehr audit runs/demo
+    """
+    from ckd_ehr.data.audit import audit_cohort, audit_narratives
+    from ckd_ehr.predictions import read_audited
+
+    visits, pairs, narratives = read_audited(_finished(run, "knowledge"))
+    audit_cohort(visits, pairs)
+    audit_narratives(narratives, pairs, visits)
+    click.echo(f"no leak found in {len(pairs):,} pairs and {len(narratives):,} narratives of {run}")
+
+
+@commands.command(short_help="Check this machine; forecast the demo.")
+def doctor() -> None:
+    """Is this machine ready, and how long will the demo take here?
+
+    Looks at Python, packages, processor, memory, disk and cached weights, and times a matrix
+    product. Changes nothing; exit status 1 when something needed is missing.
+    """
+    from ckd_ehr.display import show_findings, show_forecast
+    from ckd_ehr.doctor import examine, forecast_demo, measure_speed
+
+    with resources.as_file(resources.files("ckd_ehr") / "configs" / "demo.yaml") as path:
+        config = load_config(path)
+    findings = examine(config, runs=Path("runs"))
+    _show(show_findings(findings))
+    if any(finding.status == "missing" for finding in findings):
+        raise SystemExit(1)
+    speed = measure_speed()
+    _show(show_forecast(forecast_demo(config, speed), speed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. 2: a user can mend it, 130: interrupted."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        status = commands.main(arguments, prog_name="ckd-ehr", standalone_mode=False)
+    except Exception as error:
+        return exit_status_of(error)
+    return status if isinstance(status, int) else 0
+
+
+def _execute(config: RunConfig, out: Path, *, until: str | None) -> RunDirectory:
+    directory = run_directory(out)
+    directory.execute(config, command=sys.argv[:], say=click.echo, until=until)
+    return directory
+
+
+def _finished(run: Path, stage_name: str) -> RunDirectory:
+    """The run, if this stage has finished; a note on stderr if it is of older settings."""
+    directory = run_directory(run)
+    directory.config()
+    directory.require(stage_name)
+    reason = directory.out_of_date(stage_name)
+    if reason:
+        click.echo(f"note: {run} is not up to date: {reason}", err=True)
+    return directory
+
+
+def _report_file(directory: RunDirectory) -> Path:
+    return directory.require("evaluation") / "report.html"
+
+
+def _show_report(directory: RunDirectory) -> None:
+    from ckd_ehr.contracts.runs import read_json
+    from ckd_ehr.metrics.results import format_table
+
+    metrics = read_json(directory.require("evaluation") / "metrics.json")
+    click.echo("\n" + format_table(metrics))
+
+
+def _first_held_out_pair(directory: RunDirectory) -> str:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(
+        directory.require("evaluation") / "predictions.parquet", columns=["pair_id", "split"]
+    )
+    ids = table.filter(pc.equal(table["split"], "held_out"))["pair_id"]
+    return str(min(ids.to_pylist()))
+
+
+def _explain(
+    directory: RunDirectory, pair_id: str, *, label: str | None, risks: int, top: int
+) -> None:
+    from ckd_ehr.display import find_label, highest_risks, show_explanation
+    from ckd_ehr.learning.inference import explain_pair
+
+    names = ("cohort", "knowledge", "student")
+    inputs = {name: directory.require(name) for name in names}
+    facts = json.loads((inputs["student"] / "distilled" / "predictor.json").read_text())
+    wanted = find_label(label, facts["labels"]) if label else None
+    explanation = explain_pair(inputs, pair_id, directory.config())
+    chosen = [wanted] if wanted else highest_risks(explanation, risks)
+    _show(show_explanation(explanation, facts, chosen, top=top))
+
+
+def _show(renderable: object) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=False).print(renderable)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""A run's files at work: `visits.jsonl` in, risks as JSON lines out; the tables of an audit.
+
+Ignores: how the student computes.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ckd_ehr.contracts.inputs import read_histories
+from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS
+from ckd_ehr.contracts.runs import RunDirectory, read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_PATIENTS = 256
+CONDITION = "given a next hospital visit, at any later time"
+
+
+def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
+    """One JSON object for each patient of the file, in its order.
+
+    The whole file is checked before the model is loaded.
+    """
+    histories = read_histories(visits)
+    from ckd_ehr.learning.inference import StudentPredictor
+
+    predictor = StudentPredictor.load(directory.root)
+    about = {
+        "model": f"student_{predictor.facts.get('variant')}",
+        "run": str(predictor.facts.get("run")),
+        "trained_on": _pairs_of(predictor.facts, "train_pairs", "train"),
+        "calibrated_on": _pairs_of(predictor.facts, "calibration_pairs", "tuning"),
+        "condition": CONDITION,
+    }
+    for start in range(0, len(histories), BATCH_PATIENTS):
+        batch = histories[start : start + BATCH_PATIENTS]
+        for history, row in zip(batch, predictor.predict(batch), strict=True):
+            risks = {
+                name: round(float(p), 6) for name, p in zip(predictor.labels, row, strict=True)
+            }
+            last = history[-1]
+            line = {
+                "subject_id": last.subject_id,
+                "prediction_time": last.discharge_time.isoformat(),
+                "probabilities": risks,
+                "about": about,
+            }
+            yield json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def write_lines(lines: Iterable[str], out: Path | None) -> None:
+    """Write lines to a file, whole or not at all; to standard output where `out` is None."""
+    if out is None:
+        for line in lines:
+            click.echo(line)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        partial.chmod(0o644)
+        partial.replace(out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_audited(directory: RunDirectory) -> "tuple[pa.Table, pa.Table, pa.Table]":
+    """The tables `visits`, `pairs` and `narratives` (of both readers) of a run."""
+    import pyarrow as pa
+
+    cohort, knowledge = directory.require("cohort"), directory.require("knowledge")
+    texts = [
+        read_table(knowledge / f"{name}.parquet", NARRATIVES) for name in ("teacher", "student")
+    ]
+    visits = read_table(cohort / "visits.parquet", VISITS)
+    pairs = read_table(cohort / "pairs.parquet", PAIRS)
+    return visits, pairs, pa.concat_tables(text.replace_schema_metadata(None) for text in texts)
+
+
+def _pairs_of(facts: Mapping[str, object], key: str, split: str) -> str:
+    return f"{facts.get(key)} {split} pairs of {facts.get('data_source')}"

@@ -1,0 +1,67 @@
+"""From an exception to one clear message on stderr and an exit status.
+
+2: something the user can mend. 130: interrupted. Anything else keeps its traceback: it is a bug.
+"""
+
+import errno
+
+import click
+
+from ckd_ehr.contracts.errors import CkdEhrError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXT = "No space left on device"
+TRAINING = frozenset(
+    {"accelerate", "gguf", "peft", "safetensors", "sentencepiece", "tokenizers", "torch",
+     "transformers"}
+)  # fmt: skip
+RESUME = "the same command resumes"
+
+
+def exit_status_of(error: Exception) -> int:
+    """Say what went wrong on stderr; the exit status. Raises what is not for users again."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.Abort):  # click's word for KeyboardInterrupt
+        click.echo(f"\ninterrupted; {RESUME}", err=True)
+        return 130
+    message = message_of(error)
+    if message is None:
+        raise error
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    return 2
+
+
+def message_of(error: BaseException) -> str | None:
+    """What a user should read of an exception; None where it is a bug.
+
+    >>> message_of(CkdEhrError("runs/demo: no run here"))
+    'runs/demo: no run here'
+    >>> message_of(ZeroDivisionError()) is None
+    True
+    """
+    if isinstance(error, CkdEhrError):
+        return str(error)
+    if _is_full(error):
+        place = getattr(error, "filename", None) or "the disk that is written to"
+        return f"{place}: no space left; earlier results are intact. Free some space: {RESUME}"
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: no permission; give a folder that you may write to with --out"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAINING:
+        return f"{error.name} is not installed; pip install 'ckd-ehr[train]'"
+    return None
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a full disk is the cause; some libraries tell it in their message only."""
+    known: BaseException | None = error
+    while known is not None:
+        if isinstance(known, OSError) and known.errno in FULL:
+            return True
+        if FULL_TEXT in str(known):
+            return True
+        known = known.__cause__ or known.__context__
+    return False

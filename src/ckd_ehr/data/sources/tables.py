@@ -37,6 +37,7 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that spills into `folder/work` beyond its memory limit."""
     connection = duckdb.connect()
     spill = folder / "work" / "spill"
+    spill.parent.mkdir(parents=True, exist_ok=True)
     connection.execute(f"SET temp_directory = {quoted(str(spill))}")
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
     connection.execute("SET preserve_insertion_order = false")

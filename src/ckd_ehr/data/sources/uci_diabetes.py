@@ -130,7 +130,7 @@ def _unpack(source: Path, work: Path) -> tuple[Path, str | None]:
     """The table's path, unpacked if need be, and the text of the mapping, if there is one."""
     if not _is_zip(source):
         mapping = source.with_name(f"{MAPPING}.csv")
-        return source, mapping.read_text(encoding="utf-8") if mapping.is_file() else None
+        return source, mapping.read_text("utf-8", "replace") if mapping.is_file() else None
     try:
         with zipfile.ZipFile(source) as archive:
             members = {Path(name).name.casefold(): name for name in archive.namelist()}
@@ -142,11 +142,15 @@ def _unpack(source: Path, work: Path) -> tuple[Path, str | None]:
             table = work / f"{TABLE}.csv"
             table.write_bytes(archive.read(members[table.name]))
             mapping_name = members.get(f"{MAPPING}.csv".casefold())
-            return table, archive.read(mapping_name).decode("utf-8") if mapping_name else None
+            return table, _text_of(archive, mapping_name)
     except (zipfile.BadZipFile, EOFError):
         raise CkdEhrError(
             f"{source.name}: not an intact zip; download the data set again (UCI 296)"
         ) from None
+
+
+def _text_of(archive: zipfile.ZipFile, name: str | None) -> str | None:
+    return None if name is None else archive.read(name).decode("utf-8", "replace")
 
 
 def _admission_types(mapping: str | None) -> pa.Table:

@@ -8,6 +8,7 @@ Ignores: how anything is computed.
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -233,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. 2: a user can mend it, 130: interrupted."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:
         status = commands.main(arguments, prog_name="ckd-ehr", standalone_mode=False)
     except Exception as error:

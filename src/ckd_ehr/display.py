@@ -71,11 +71,12 @@ def find_label(wanted: str, known: Sequence[str]) -> str:
 def _headline(explanation: Explanation, facts: Mapping[str, object]) -> Text:
     narrative = explanation.narrative
     visits = len({span.visit_index for span in narrative.spans if span.visit_index >= 0})
-    cut = f", {narrative.concepts_cut} more cut by the token budget"
+    read = f"{len(narrative.spans)} concepts of {visits} visit{'' if visits == 1 else 's'}"
+    cut = f" ({narrative.concepts_cut} more cut by the token budget)"
     return Text.assemble(
         (f"Pair {explanation.pair_id}", "bold"),
-        f"  {explanation.model} of run '{facts.get('run', '?')}', reading {visits} visits with "
-        f"{len(narrative.spans)} concepts{cut if narrative.concepts_cut else ''}:",
+        f"  {explanation.model} of run '{facts.get('run', '?')}' reads {read}"
+        f"{cut if narrative.concepts_cut else ''}:",
     )
 
 

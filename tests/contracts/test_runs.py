@@ -1,0 +1,387 @@
+"""The run directory on tiny stages: skip, rerun, resume, and never a half-finished result."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pyarrow as pa
+import pytest
+
+from ckd_ehr.contracts import runs
+from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.runs import (
+    MANIFEST,
+    RunDirectory,
+    Stage,
+    StageContext,
+    fingerprint_of,
+    manifest_digest,
+    publish,
+    read_json,
+    read_manifest,
+    read_table,
+    write_json,
+    write_table,
+)
+
+SCHEMA = pa.schema([pa.field("pair_id", pa.string(), nullable=False)])
+
+
+class Killed(BaseException):
+    """As a kill: nothing after it runs."""
+
+
+class Pipeline:
+    """Four stages: texts → two files; a teacher reads the first, a student both, then a score."""
+
+    def __init__(self, root: Path) -> None:
+        self.ran: list[str] = []
+        self.said: list[str] = []
+        self.before: dict[str, Callable[[StageContext], None]] = {}
+        self.source = "1"
+        self.directory = RunDirectory(root, self._stages())
+
+    def _stages(self) -> list[Stage]:
+        def stage(
+            name: str,
+            sections: tuple[str, ...],
+            reads: tuple[str, ...],
+            content: Callable[[StageContext], dict[str, str]],
+        ) -> Stage:
+            def function(context: StageContext) -> None:
+                self.ran.append(name)
+                for file, text in content(context).items():
+                    (context.folder / file).write_text(text)
+                self.before.get(name, lambda _: None)(context)
+
+            return Stage(
+                name=name,
+                summary=f"makes {name}",
+                function=function,
+                sections=sections,
+                reads=reads,
+                externals=lambda _: {"source": self.source} if name == "texts" else {},
+            )
+
+        def texts(context: StageContext) -> dict[str, str]:
+            budget = context.config.knowledge
+            return {"teacher": str(budget.teacher), "student": str(budget.student)}
+
+        def score(context: StageContext) -> dict[str, str]:
+            return {"score": (context.inputs["student"] / "model").read_text()}
+
+        return [
+            stage("texts", ("knowledge",), (), texts),
+            stage("teacher", ("teacher",), ("texts/teacher",), lambda c: {"model": c.config.name}),
+            stage("student", ("student",), ("texts", "teacher"),
+                  lambda c: {"model": str(c.config.student.epochs)}),
+            stage("score", ("evaluation",), ("student",), score),
+        ]  # fmt: skip
+
+    def run(self, until: str | None = None, **sections: object) -> list[str]:
+        """Run with these settings; the stages that ran."""
+        self.ran, self.said = [], []
+        config = build_config({"name": "trial", **sections})
+        self.directory.execute(config, command=["t"], say=self.said.append, until=until)
+        return self.ran
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return Pipeline(tmp_path / "run")
+
+
+@pytest.fixture
+def finished(pipeline: Pipeline) -> Pipeline:
+    assert pipeline.run() == ["texts", "teacher", "student", "score"]
+    return pipeline
+
+
+def config(**sections: object) -> RunConfig:
+    return build_config({"name": "trial", **sections})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes"),
+    [
+        ({"student": {"epochs": 9}}, True),
+        ({"seed": 5}, True),
+        ({"teacher": {"epochs": 9}}, False),
+        ({"evaluation": {"bootstrap_draws": 3}}, False),
+        ({"data": {"root": "x"}}, False),
+        ({"name": "other"}, False),
+    ],
+)
+def test_the_fingerprint_changes_exactly_with_the_sections_in_use(
+    pipeline: Pipeline, sections: dict[str, object], changes: bool
+) -> None:
+    student = pipeline.directory.stages[2]
+    before = fingerprint_of(student, config(), {"texts": "a"})
+    after = fingerprint_of(student, config(**{"name": "trial", **sections}), {"texts": "a"})
+    assert (before != after) is changes
+
+
+def test_the_fingerprint_changes_with_inputs_and_version(pipeline: Pipeline) -> None:
+    student = pipeline.directory.stages[2]
+    newer = Stage(**{**vars(student), "version": 2})
+    prints = {
+        fingerprint_of(student, config(), {"texts": "a"}),
+        fingerprint_of(student, config(), {"texts": "b"}),
+        fingerprint_of(newer, config(), {"texts": "a"}),
+    }
+    assert len(prints) == 3
+
+
+def test_stages_that_are_current_are_skipped(finished: Pipeline) -> None:
+    before = contents(finished.directory.root)
+    assert finished.run() == []
+    assert all("unchanged, skipped" in line for line in finished.said)
+    after = contents(finished.directory.root)
+    assert {k: v for k, v in after.items() if k != "run.json"} == {
+        k: v for k, v in before.items() if k != "run.json"
+    }
+
+
+def test_a_changed_student_reruns_it_and_what_follows_only(finished: Pipeline) -> None:
+    assert finished.run(student={"epochs": 2}) == ["student", "score"]
+    assert (finished.directory.folder("score") / "score").read_text() == "2.0"
+
+
+def test_a_stage_that_reads_one_file_ignores_the_others(finished: Pipeline) -> None:
+    assert finished.run(knowledge={"student": {"max_tokens": 99}}) == ["texts", "student"]
+    assert finished.run(knowledge={"teacher": {"max_tokens": 99}})[:2] == ["texts", "teacher"]
+
+
+def test_equal_outputs_stop_a_rerun_from_spreading(finished: Pipeline) -> None:
+    assert finished.run(teacher={"epochs": 9}) == ["teacher"]
+
+
+def test_a_changed_source_reruns_what_reads_it(finished: Pipeline) -> None:
+    finished.source = "2"
+    assert finished.run() == ["texts"]
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "deleted", "no manifest", "half a manifest"])
+def test_a_tampered_output_is_made_again(finished: Pipeline, harm: str) -> None:
+    folder = finished.directory.folder("student")
+    good = contents(folder)["model"]
+    if harm == "changed":
+        (folder / "model").write_text("9.0")
+    elif harm == "cut":
+        (folder / "model").write_text("")
+    elif harm == "deleted":
+        (folder / "model").unlink()
+    elif harm == "no manifest":
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:40])
+    assert finished.run() == ["student"]
+    assert contents(folder)["model"] == good
+
+
+def test_a_kill_keeps_scratch_and_earlier_results(finished: Pipeline) -> None:
+    before = contents(finished.directory.folder("student"))
+
+    def die(context: StageContext) -> None:
+        (context.work / "checkpoint").write_text("step 7")
+        raise Killed
+
+    finished.before["student"] = die
+    with pytest.raises(Killed):
+        finished.run(student={"epochs": 2})
+    assert contents(finished.directory.folder("student")) == before
+    found: list[str] = []
+
+    def resume(context: StageContext) -> None:
+        found.extend(sorted(path.name for path in context.folder.iterdir()))
+        found.append((context.work / "checkpoint").read_text())
+
+    finished.before["student"] = resume
+    assert finished.run(student={"epochs": 2}) == ["student", "score"]
+    assert found == [".fingerprint", "model", "work", "step 7"]
+    assert set(contents(finished.directory.folder("student"))) == {"model", MANIFEST}
+
+
+def test_scratch_of_other_settings_is_not_found_again(finished: Pipeline) -> None:
+    def die(context: StageContext) -> None:
+        (context.work / "checkpoint").write_text("step 7")
+        raise Killed
+
+    finished.before["student"] = die
+    with pytest.raises(Killed):
+        finished.run(student={"epochs": 2})
+    seen: list[bool] = []
+    finished.before["student"] = lambda c: seen.append((c.work / "checkpoint").exists())
+    finished.run(student={"epochs": 3})
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_publishing_loses_nothing(
+    finished: Pipeline, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    target = finished.directory.folder("student")
+    rename, done = Path.rename, []
+
+    def dying(self: Path, to: Path) -> Path:
+        if self.name.startswith(target.name):
+            if len(done) == renames:
+                raise Killed
+            done.append(self)
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(Killed):
+            finished.run(student={"epochs": 2})
+    assert target.exists() is (renames == 0)
+    assert finished.run(student={"epochs": 2}) == (["score"] if renames else ["student", "score"])
+    assert (finished.directory.folder("score") / "score").read_text() == "2.0"
+    left = {path.suffix for path in finished.directory.root.glob("0*")}
+    assert left == {""}
+
+
+def test_after_a_kill_while_publishing_the_old_result_returns_if_the_new_is_lost(
+    finished: Pipeline,
+) -> None:
+    target = finished.directory.folder("student")
+    target.rename(target.with_name(target.name + ".stale"))
+    assert finished.run() == []
+    assert (target / "model").is_file()
+
+
+def test_a_full_disk_leaves_earlier_results_intact(finished: Pipeline) -> None:
+    before = {
+        name: contents(finished.directory.folder(name)) for name in ("texts", "student", "score")
+    }
+
+    def fill(context: StageContext) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(context.folder / "model"))
+
+    finished.before["student"] = fill
+    with pytest.raises(OSError, match="No space left"):
+        finished.run(student={"epochs": 2})
+    for name, content in before.items():
+        assert contents(finished.directory.folder(name)) == content
+    del finished.before["student"]
+    assert finished.run(student={"epochs": 2}) == ["student", "score"]
+
+
+def test_a_full_disk_while_writing_json_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.json"
+    write_json(path, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_until_stops_after_that_stage(pipeline: Pipeline) -> None:
+    assert pipeline.run(until="teacher") == ["texts", "teacher"]
+    assert not pipeline.directory.folder("student").exists()
+    with pytest.raises(CkdEhrError, match=r"stage 'student' has not finished.*ckd-ehr run"):
+        pipeline.directory.require("student")
+
+
+def test_results_of_earlier_settings_are_told_apart(finished: Pipeline) -> None:
+    directory = finished.directory
+    assert directory.out_of_date("score") is None
+    finished.run(until="student", student={"epochs": 2})
+    assert directory.out_of_date("student") is None
+    assert directory.out_of_date("score") == "'student' has changed since stage 'score' read it"
+    finished.before["student"] = lambda _: (_ for _ in ()).throw(Killed)
+    with pytest.raises(Killed):
+        finished.run(student={"epochs": 5})
+    assert directory.out_of_date("student") == (
+        "the settings of stage 'student' have changed since it ran"
+    )
+    assert directory.out_of_date("teacher") is None
+
+
+def test_two_processes_cannot_run_in_one_folder(finished: Pipeline) -> None:
+    root = finished.directory.root
+    with filelock.FileLock(root / ".lock"), pytest.raises(CkdEhrError, match="another process"):
+        finished.run()
+
+
+def test_the_manifest_says_what_the_outputs_were(tmp_path: Path) -> None:
+    def function(context: StageContext) -> None:
+        table = pa.table({"pair_id": ["a", "b"]})
+        write_table(table, context.folder / "pairs.parquet", SCHEMA)
+        (context.folder / "deep").mkdir()
+        (context.folder / "deep" / "note.txt").write_text("12345")
+        (context.work / "scratch").write_text("gone")
+
+    stage = Stage(name="only", summary="", function=function, sections=("splits",))
+    directory = RunDirectory(tmp_path, [stage])
+    directory.execute(config(seed=3), command=["t"], say=lambda _: None)
+    manifest = read_manifest(directory.folder("only"))
+    assert manifest is not None
+    assert manifest.outputs["pairs.parquet"].rows == 2
+    assert (manifest.outputs["deep/note.txt"].bytes, manifest.seed) == (5, 3)
+    assert set(manifest.outputs) == {"pairs.parquet", "deep/note.txt"}
+    assert {"python", "pyarrow"} <= set(manifest.packages)
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["command"] == ["t"]
+    assert directory.config() == config(seed=3)
+
+
+def test_the_digest_of_a_file_that_a_stage_lacks_is_an_error(finished: Pipeline) -> None:
+    with pytest.raises(CkdEhrError, match="holds no readme"):
+        manifest_digest(finished.directory.folder("texts"), only="readme")
+
+
+def test_publishing_removes_what_an_earlier_kill_left(finished: Pipeline) -> None:
+    folder = finished.directory.folder("score")
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.copytree(folder, partial)
+    shutil.copytree(folder, folder.with_name(folder.name + ".stale"))
+    publish(partial, folder, manifest)
+    names = {path.name for path in finished.directory.root.iterdir() if "score" in path.name}
+    assert names == {folder.name}
+
+
+def test_a_run_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError, match="no run here"):
+        RunDirectory(tmp_path / "nothing", []).config()
+    (tmp_path / "run.json").write_text('{"config": {"name": "a", "old_key": 1}}')
+    with pytest.raises(CkdEhrError, match="written by another version"):
+        RunDirectory(tmp_path, []).config()
+    (tmp_path / "run.json").write_text('{"config": ')
+    with pytest.raises(CkdEhrError, match=r"run\.json: not valid JSON"):
+        RunDirectory(tmp_path, []).config()
+
+
+def test_a_broken_table_is_named_with_its_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    with pytest.raises(CkdEhrError, match=r"pairs\.parquet: missing"):
+        read_table(path, SCHEMA)
+    write_table(pa.table({"pair_id": ["a"] * 1000}), path, SCHEMA)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CkdEhrError, match="not a whole Parquet file"):
+        read_table(path, SCHEMA)
+    wide = pa.schema([*SCHEMA, pa.field("fold", pa.int8())])
+    write_table(pa.table({"pair_id": ["a"]}), path, SCHEMA)
+    with pytest.raises(CkdEhrError, match="columns missing: fold"):
+        read_table(path, wide)

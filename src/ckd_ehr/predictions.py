@@ -6,14 +6,15 @@ Ignores: how the student computes.
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ckd_ehr.contracts.inputs import read_histories
-from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS
+from ckd_ehr.contracts.records import DRUG_NAME, NARRATIVES, PAIRS, VISITS, Code, Visit
 from ckd_ehr.contracts.runs import RunDirectory, read_table
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
 
     The whole file is checked before the model is loaded.
     """
-    histories = read_histories(visits)
+    histories = [fold_drugs(history) for history in read_histories(visits)]
     from ckd_ehr.learning.inference import StudentPredictor
 
     predictor = StudentPredictor.load(directory.root)
@@ -53,6 +54,19 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
                 "about": about,
             }
             yield json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+
+def fold_drugs(history: Sequence[Visit]) -> tuple[Visit, ...]:
+    """One name a drug and visit, folded as the sources fold theirs; other fields as they are."""
+    from ckd_ehr.data.sources.drug_names import drug_name
+
+    def folded(drug: Code) -> Code:
+        return replace(drug, code=drug_name(drug.code)) if drug.system == DRUG_NAME else drug
+
+    return tuple(
+        replace(visit, medications=tuple(dict.fromkeys(map(folded, visit.medications))))
+        for visit in history
+    )
 
 
 def write_lines(lines: Iterable[str], out: Path | None) -> None:

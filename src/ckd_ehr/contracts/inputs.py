@@ -7,7 +7,7 @@ what is predicted from them.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -51,7 +51,7 @@ class MedicationInput(_Input):
     """A drug given or prescribed during a visit."""
 
     system: Literal["NAME"] = Field(description="Code system: drugs go by their names.")
-    code: Text = Field(description="The drug's name.")
+    code: Text = Field(description="The drug's name; dose and form are left out.")
     title: Text | None = Field(None, description="Own wording; null takes the name.")
 
 
@@ -180,10 +180,14 @@ def _visit(subject_id: int, visit: VisitInput) -> Visit:
         ethnicity=visit.ethnicity,
         admission_type=visit.admission_type,
         died=False,
-        diagnoses=tuple(Code(d.system, _undotted(d.code), d.title) for d in visit.diagnoses),
-        medications=tuple(Code(m.system, m.code, m.title) for m in visit.medications),
-        procedures=tuple(Code(p.system, _undotted(p.code), p.title) for p in visit.procedures),
+        diagnoses=_each_once(Code(d.system, _undotted(d.code), d.title) for d in visit.diagnoses),
+        medications=_each_once(Code(m.system, m.code, m.title) for m in visit.medications),
+        procedures=_each_once(Code(p.system, _undotted(p.code), p.title) for p in visit.procedures),
     )
+
+
+def _each_once(codes: Iterable[Code]) -> tuple[Code, ...]:
+    return tuple(dict.fromkeys(codes))
 
 
 def _undotted(code: str) -> str:

@@ -1,54 +1,56 @@
-# make demo: everything from a fresh machine to a report.   make test: the tests.
+# make demo: the whole path on simulated patients.   make help: all targets.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-ARGS ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo check format test test-slow bench results clean
+.PHONY: help setup demo check format test test-slow bench results docs clean
+.DEFAULT_GOAL := help
 
-help:
-	@echo "make setup       virtual environment with everything pinned in constraints.txt"
-	@echo "make demo        simulated hospital → teacher → student → report (ARGS=student.epochs=2)"
-	@echo "make check       format, lint, types"
-	@echo "make test        the tests; make test-slow: real weights, real data, minutes"
-	@echo "make bench       benchmarks/*.py; make results: their figures into docs/results.md"
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.installed
+setup: $(STAMP)  ## make .venv and install everything, at the versions of constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.12 …" >&2; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { echo "venv is missing; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or later is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python && $(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@
 
-demo: setup
-	$(BIN)/ckd-ehr demo $(ARGS)
+demo: setup  ## the whole path on simulated patients; ARGS="student.epochs=2" changes settings
+	@$(BIN)/ckd-ehr demo $(ARGS)
 
-check: setup
+check: setup  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup
+format: setup  ## format, and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: setup
-	$(BIN)/pytest -m "not slow" $(ARGS)
+test: setup  ## the tests, without those marked slow
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
-test-slow: setup
-	$(BIN)/pytest -m slow $(ARGS)
+test-slow: setup  ## the tests marked slow: real weights, real data at full size
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: setup
+bench: setup  ## run every benchmark, results into benchmarks/results/
 	@mkdir -p benchmarks/results
-	@for script in benchmarks/*.py; do \
+	@for script in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$script .py); echo "== $$name"; \
 	  $(BIN)/python $$script --json benchmarks/results/$$name.json || exit 1; done
 
-results: setup
-	$(BIN)/python docs/generate.py
+results: setup  ## docs/results.md from benchmarks/results/
+	@$(BIN)/python docs/generate.py --results
 
-clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+docs: setup  ## what is generated in docs/ and README.md
+	@$(BIN)/python docs/generate.py
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -1,0 +1,264 @@
+"""Docs that cannot lie: everything in docs/ and README.md that is derived from the code.
+
+In: the settings, the stage table, the commands, the modules' first lines, benchmark files. Out:
+docs/config.md, docs/cli.md, docs/visits.schema.json, the marked parts of README.md and
+docs/architecture.md, and with `--results` docs/results.md. `tests/test_docs.py` fails while
+anything is out of date. Ignores: prose.
+"""
+
+import argparse
+import ast
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ckd_ehr.cli import commands
+from ckd_ehr.contracts.config import RunConfig, Section
+from ckd_ehr.contracts.inputs import PatientInput
+from ckd_ehr.pipeline import STAGES
+
+ROOT = Path(__file__).parent.parent
+BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
+LONG_DEFAULT = 100
+HELP_WIDTH = 96
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file with the text it should have."""
+    return {
+        ROOT / "README.md": with_part(ROOT / "README.md", "tree", tree()),
+        ROOT / "docs/architecture.md": with_part(
+            ROOT / "docs/architecture.md", "stages", stage_table(), "run", run_folder()
+        ),
+        ROOT / "docs/config.md": config_page(),
+        ROOT / "docs/cli.md": cli_page(),
+        ROOT / "docs/visits.schema.json": schema(),
+    }
+
+
+def with_part(path: Path, *names_and_texts: str) -> str:
+    """The file's text with each named part between its markers replaced."""
+    text = path.read_text(encoding="utf-8")
+    for name, part in zip(names_and_texts[::2], names_and_texts[1::2], strict=True):
+        pattern = rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end of {name} -->)"
+        text, found = re.subn(
+            pattern, lambda m, new=part: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL
+        )
+        if found != 1:
+            raise SystemExit(f"{path}: the markers of part '{name}' are missing")
+    return text
+
+
+def tree() -> str:
+    """The source tree, one line a file: what its docstring's first line says."""
+    source = ROOT / "src/ckd_ehr"
+    lines = ["src/ckd_ehr/"]
+    for folder in sorted(path.parent for path in source.rglob("__init__.py")):
+        depth = len(folder.relative_to(source).parts)
+        if folder != source:
+            lines.append(_entry(f"{'  ' * depth}{folder.name}/", folder / "__init__.py"))
+        lines += [
+            _entry(f"{'  ' * (depth + 1)}{path.name}", path)
+            for path in sorted(folder.glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+    lines += [
+        "configs/                      settings of runs on real records",
+        "docs/                         architecture, settings, commands, decisions, log",
+        "tests/                        mirror src/; tests/tiny.py makes random models",
+        "benchmarks/                   each prints a table and writes a JSON file",
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def _entry(name: str, path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return f"{name:<29} {docstring.splitlines()[0].rstrip('.')}"
+
+
+def stage_table() -> str:
+    """The stages as a Markdown table."""
+    rows = ["| stage | what | settings | reads | writes |", "|---|---|---|---|---|"]
+    for stage in STAGES:
+        cells = (_codes(stage.sections), _codes(stage.reads) or "the source", _codes(stage.writes))
+        rows.append(f"| `{stage.name}` | {stage.summary} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def run_folder() -> str:
+    """What a run's folder holds."""
+    lines = ["runs/NAME/", f"  {'run.json':<17} resolved config, command, commit, machine"]
+    for number, stage in enumerate(STAGES, start=1):
+        folder = f"{number:02d}_{stage.name}/"
+        lines.append(f"  {folder:<17} {', '.join(stage.writes)}, manifest.json")
+    return "\n".join(["```", *lines, "```"])
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def config_page() -> str:
+    """Every setting with its type, default and description."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated from `src/ckd_ehr/contracts/config.py`. A config is a YAML file with these",
+        "keys; any can be overridden: `ckd-ehr run CONFIG student.epochs=2`. Unknown keys are",
+        "refused. The whole is checked before any work.",
+        "",
+    ]
+    for name, section in _sections(RunConfig, ""):
+        lines += [f"## {name or 'Top level'}", "", _paragraph(section), ""]
+        used = [stage.name for stage in STAGES if _top(name) in map(_top, stage.sections)]
+        if name and used:
+            lines += [f"A change runs {_codes(used)} again, and what follows.", ""]
+        lines += ["| key | type | default | what |", "|---|---|---|---|"]
+        for key, field in section.model_fields.items():
+            if not _is_section(field.annotation):
+                dotted = f"{name}.{key}" if name else key
+                lines.append(_setting(dotted, field))
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _top(dotted: str) -> str:
+    return dotted.partition(".")[0]
+
+
+def _paragraph(section: type[BaseModel]) -> str:
+    return " ".join((section.__doc__ or "").split())
+
+
+def _sections(model: type[Section], name: str) -> Iterator[tuple[str, type[Section]]]:
+    yield name, model
+    for key, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _sections(kind, f"{name}.{key}" if name else key)
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _setting(dotted: str, field: FieldInfo) -> str:
+    limits = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in BOUNDS.items()
+        if getattr(rule, name, None) is not None
+    ]
+    kind = ", ".join([_kind(field.annotation), *limits])
+    return f"| `{dotted}` | {kind} | {_default(field)} | {field.description or ''} |"
+
+
+def _kind(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_kind(part) for part in parts)
+    if origin is tuple:
+        return f"list of {_kind(parts[0])}"
+    if origin is dict:
+        return f"mapping of {_kind(parts[1])}"
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    names |= {Path: "path", types.NoneType: "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        return f"{len(default)} in `contracts/records.py`"
+    is_word = default is None or isinstance(default, bool)
+    shown = json.dumps(default) if is_word else str(default)
+    return f"`{shown}`" if len(shown) <= LONG_DEFAULT else "see the source"
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    lines = ["# Commands", "", "Generated from `ckd-ehr --help` and the help of each command.", ""]
+    for name in ("", *sorted(commands.commands)):
+        lines += [f"## ckd-ehr {name}".rstrip(), "", "```", help_text(name), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def help_text(name: str) -> str:
+    """What `ckd-ehr NAME --help` prints."""
+    group = click.Context(
+        commands,
+        info_name="ckd-ehr",
+        terminal_width=HELP_WIDTH,
+        help_option_names=commands.context_settings["help_option_names"],
+    )
+    if not name:
+        return _trimmed(commands.get_help(group))
+    command = commands.commands[name]
+    context = click.Context(command, parent=group, info_name=name, terminal_width=HELP_WIDTH)
+    return _trimmed(command.get_help(context))
+
+
+def _trimmed(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def schema() -> str:
+    """The JSON Schema of one line of visits.jsonl."""
+    described = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "One line of visits.jsonl",
+        **{k: v for k, v in PatientInput.model_json_schema().items() if k != "title"},
+    }
+    return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+
+
+def results_page(folder: Path) -> str:
+    """docs/results.md from the files that benchmarks wrote."""
+    lines = [
+        "# Results",
+        "",
+        "Generated by `make results` from the files of `make bench`; see CONTRIBUTING.md.",
+        "",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        lines += _result(json.loads(path.read_text(encoding="utf-8")))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _result(result: Mapping[str, Any]) -> list[str]:
+    machine = result["machine"]
+    about = (
+        f"Data: {result['data']}. Seed {result['seed']}, commit {str(result['commit'])[:12]}, "
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}."
+    )
+    rows = [f"| {name} | {value:,.6g} |" for name, value in result["figures"].items()]
+    return [f"## {result['name']}", "", about, "", "| figure | value |", "|---|---|", *rows, ""]
+
+
+def main() -> None:
+    """Write what is generated; `--results` writes docs/results.md instead."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--results", action="store_true", help="write docs/results.md instead")
+    if parser.parse_args().results:
+        texts = {ROOT / "docs/results.md": results_page(ROOT / "benchmarks/results")}
+    else:
+        texts = generated()
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -100,7 +100,9 @@ def test_digests_change_with_a_files_bytes_and_only_then(tables: Tables, tmp_pat
 
 
 def test_the_simulated_source_reads_its_own_code_only() -> None:
-    assert list(source_digests(DataConfig())) == ["simulator.py"]
+    names = list(source_digests(DataConfig()))
+    assert "simulator.py" in names
+    assert all(name.startswith("simulator") for name in names)
 
 
 def test_the_simulated_hospital_becomes_a_valid_dataset(make_events: Stage) -> None:

@@ -242,8 +242,12 @@ def _result(result: Mapping[str, Any]) -> list[str]:
         f"Data: {result['data']}. Seed {result['seed']}, commit {str(result['commit'])[:12]}, "
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}."
     )
-    rows = [f"| {name} | {value:,.6g} |" for name, value in result["figures"].items()]
+    rows = [f"| {name} | {_figure(value)} |" for name, value in result["figures"].items()]
     return [f"## {result['name']}", "", about, "", "| figure | value |", "|---|---|", *rows, ""]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ def doctor() -> None:
     findings = examine(config, runs=Path("runs"))
     _show(show_findings(findings))
     if any(finding.status == "missing" for finding in findings):
-        raise SystemExit(1)
+        click.get_current_context().exit(1)
     speed = measure_speed()
     _show(show_forecast(forecast_demo(config, speed), speed))
 

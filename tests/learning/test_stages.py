@@ -18,6 +18,7 @@ from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.signals import SignalStore, write_signals
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.learning.teacher import write_teacher
+from ckd_ehr.learning.training import _usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
 
@@ -187,6 +188,29 @@ def test_a_decoder_is_refused_as_student_and_an_encoder_as_teacher(
         )
     with pytest.raises(CkdEhrError, match="a BERT-family encoder is needed"):
         write_students(swapped.context("student"))
+
+
+def test_a_budget_beyond_the_models_positions_is_refused(run: Run, tmp_path: Path) -> None:
+    settings = run.config.model_dump(mode="json")
+    settings["knowledge"]["teacher"]["max_tokens"] = 513
+    context = StageContext(
+        config=build_config(settings),
+        folder=tmp_path,
+        inputs=run.context("teacher").inputs,
+        say=lambda _: None,
+    )
+    with pytest.raises(CkdEhrError, match=r"knowledge\.teacher\.max_tokens=513.*at most 512"):
+        write_teacher(context)
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for step, state in ((1, '{"global_step": 1}'), (2, '{"global_st')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-3" / "inner").mkdir(parents=True)
+    assert _usable_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert _usable_checkpoint(tmp_path / "absent") is None
 
 
 def _store(run: Run) -> SignalStore:

@@ -10,7 +10,6 @@ import datetime
 import hashlib
 import json
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +225,7 @@ class RunDirectory:
             seed=config.seed,
             device=config.device,
             seconds=round(monotonic() - started, 3),
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=_peak_memory_bytes(),
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         publish(partial, target, manifest)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
@@ -24,6 +25,15 @@ def pick_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def check_positions(backbone: nn.Module, *, max_tokens: int, setting: str) -> None:
+    """Refuse a token budget that the backbone has no positions for."""
+    limit = int(backbone.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+    if max_tokens > limit:
+        raise CkdEhrError(
+            f"{setting}={max_tokens}: the model reads at most {limit} tokens; lower it"
+        )
 
 
 def attention_kernel(device: str) -> str:

@@ -32,7 +32,12 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import attention_decay, concept_loss, hard_loss, soft_loss
-from ckd_ehr.learning.reading import attention_kernel, pick_device, predict_logits
+from ckd_ehr.learning.reading import (
+    attention_kernel,
+    check_positions,
+    pick_device,
+    predict_logits,
+)
 from ckd_ehr.learning.scoring import fit_platt
 from ckd_ehr.learning.signals import ConceptAttention, SignalStore
 from ckd_ehr.learning.training import fit
@@ -67,7 +72,7 @@ def write_students(context: StageContext) -> None:
     for variant in VARIANTS:
         if not (context.work / variant / PREDICTOR).is_file():
             _train(training, variant)
-    tables = [pa.parquet.read_table(context.work / f"{name}.parquet") for name in VARIANTS]
+    tables = [read_table(context.work / f"{name}.parquet", PREDICTIONS) for name in VARIANTS]
     for variant in VARIANTS:
         (context.work / variant).rename(context.folder / variant)
     schema = with_label_names(PREDICTIONS, pairs.label_names)
@@ -79,7 +84,11 @@ def _train(training: _Training, variant: Variant) -> None:
     settings, seed = context.config.student, context.config.seed
     set_seed(seed)
     model = new_student(settings, labels=len(pairs.label_names), device=training.device)
-    _check_positions(model, context)
+    check_positions(
+        model.backbone,
+        max_tokens=context.config.knowledge.student.max_tokens,
+        setting="knowledge.student.max_tokens",
+    )
     model.head.start_at(torch.tensor(pairs.prevalence()))
     hard = [training.examples[row] for row in pairs.rows(split="train", labelled=True)]
     history = fit(
@@ -268,13 +277,3 @@ def _prediction_table(
             "labels": pairs.labels[rows].tolist(),
         }
     )
-
-
-def _check_positions(model: LabelAttentionModel, context: StageContext) -> None:
-    limit = int(model.backbone.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    wanted = context.config.knowledge.student.max_tokens
-    if wanted > limit:
-        raise CkdEhrError(
-            f"knowledge.student.max_tokens={wanted}: {context.config.student.model} reads at most "
-            f"{limit} tokens; lower it"
-        )

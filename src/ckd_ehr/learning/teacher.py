@@ -32,7 +32,7 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import hard_loss
-from ckd_ehr.learning.reading import attention_kernel, pick_device
+from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -76,6 +76,11 @@ def _train_fold(training: _Training, fold: int) -> None:
     seen = labelled[pairs.fold[labelled] != fold]
     set_seed(seed)
     model = new_teacher(settings, labels=len(pairs.label_names), device=training.device)
+    check_positions(
+        model.backbone,
+        max_tokens=context.config.knowledge.teacher.max_tokens,
+        setting="knowledge.teacher.max_tokens",
+    )
     model.head.start_at(torch.tensor(pairs.prevalence(seen)))
     history = fit(
         model,

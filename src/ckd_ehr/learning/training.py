@@ -5,6 +5,8 @@ Training resumes from its last checkpoint after a kill. Ignores: whether it trai
 student.
 """
 
+import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,13 +224,11 @@ def _selection(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict
 
 
 def _usable_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are passed over."""
-    if not checkpoints.is_dir():
-        return None
+    """The newest checkpoint that was written to its end; half-written ones are deleted."""
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-    last: str | None = get_last_checkpoint(str(checkpoints))
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(folder)
+    last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return last

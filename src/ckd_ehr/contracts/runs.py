@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.machine import commit, package_versions, peak_memory_bytes, peak_memory_bytes
+from ckd_ehr.contracts.machine import commit, package_versions, peak_memory_bytes
 from ckd_ehr.contracts.machine import machine_facts as machine_facts  # noqa: PLC0414 re-exported
 
 MANIFEST = "manifest.json"

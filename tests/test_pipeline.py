@@ -8,14 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.runs import MANIFEST, read_manifest
 from ckd_ehr.pipeline import STAGES, run_directory
 from tiny import tiny_bert, tiny_qwen2
 
+ROOT = Path(__file__).parent.parent
 STAGE_NAMES = [stage.name for stage in STAGES]
 MODELS = {
     "carry_forward",
@@ -106,8 +109,6 @@ def test_a_damaged_output_is_made_again(runner: Runner) -> None:
 
 
 def test_no_narrative_or_prediction_names_the_next_visit(runner: Runner) -> None:
-    import pyarrow.parquet as pq
-
     directory = run_directory(runner.out)
     pairs = pq.read_table(directory.folder("cohort") / "pairs.parquet").to_pylist()
     next_visit = {row["pair_id"]: row["next_visit_id"] for row in pairs}
@@ -117,6 +118,32 @@ def test_no_narrative_or_prediction_names_the_next_visit(runner: Runner) -> None
         for row in rows:
             wanted = next_visit[row["pair_id"]]
             assert wanted is None or wanted not in row["text"]
+
+
+def test_the_commands_answer_for_a_finished_run(
+    runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.run()
+    out, examples = str(runner.out), str(ROOT / "docs" / "examples" / "visits.jsonl")
+    pairs = pq.read_table(run_directory(runner.out).folder("cohort") / "pairs.parquet")
+    pair_id = pairs["pair_id"][0].as_py()
+    capsys.readouterr()
+    assert main(["report", out]) == 0
+    shown = capsys.readouterr().out
+    assert all(model in shown for model in MODELS)
+    assert main(["audit", out]) == 0
+    assert f"no leak found in {len(pairs)} pairs" in capsys.readouterr().out
+    assert main(["explain", out, "--pair", pair_id, "--label", "septicemia"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Pair {pair_id}" in shown
+    assert "Septicemia (except in labor)" in shown
+    assert "given that there is one" in " ".join(shown.split())
+    assert main(["explain", out, "--pair", "unknown"]) == 2
+    assert "02_cohort/pairs.parquet" in capsys.readouterr().err
+    assert main(["predict", out, "--visits", examples]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["subject_id"] for line in lines] == [1, 2]
+    assert all(0 < risk < 1 for line in lines for risk in line["probabilities"].values())
 
 
 def test_after_kill_minus_9_in_the_teacher_the_run_resumes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python && $(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@
 
 demo: setup  ## the whole path on simulated patients; ARGS="student.epochs=2" changes settings

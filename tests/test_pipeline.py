@@ -14,7 +14,7 @@ import yaml
 
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import RunConfig, build_config
-from ckd_ehr.contracts.runs import MANIFEST, read_manifest
+from ckd_ehr.contracts.runs import MANIFEST, fingerprint_of, read_manifest
 from ckd_ehr.pipeline import STAGES, run_directory
 from tiny import tiny_bert, tiny_qwen2
 
@@ -100,6 +100,17 @@ def test_a_second_run_skips_every_stage(runner: Runner) -> None:
 def test_changing_the_student_reruns_it_and_what_follows_only(runner: Runner) -> None:
     assert runner.run(learning_rate=2e-3) == ["student", "evaluation"]
     runner.run()
+
+
+def test_a_new_training_seed_keeps_data_and_narratives() -> None:
+    config = build_config({"name": "tiny"})
+    other = build_config({"name": "tiny", "seed": 9})
+    changed = [
+        stage.name
+        for stage in STAGES
+        if fingerprint_of(stage, config, {}) != fingerprint_of(stage, other, {})
+    ]
+    assert changed == ["teacher", "student", "evaluation"]
 
 
 def test_a_damaged_output_is_made_again(runner: Runner) -> None:

@@ -235,7 +235,7 @@ class RunDirectory:
 def fingerprint_of(stage: Stage, config: RunConfig, inputs: Mapping[str, str]) -> str:
     """hash(config slice, input hashes, stage version): equal if and only if nothing changed."""
     settings = config.model_dump(mode="json")
-    slice_ = {section: _dig(settings, section) for section in (*stage.sections, "seed")}
+    slice_ = {section: _dig(settings, section) for section in stage.sections}
     facts = {"stage": stage.name, "version": stage.version, "config": slice_, "inputs": inputs}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

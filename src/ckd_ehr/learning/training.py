@@ -139,20 +139,28 @@ def fit(
     result = trainer.train(resume_from_checkpoint=resumed)
     if not np.isfinite(result.training_loss):
         raise CkdEhrError(f"{title}: the loss is not finite; lower learning_rate or use fp32")
-    history = trainer.state.log_history
+    return _history(trainer, result, pairs=len(train))
+
+
+def _history(trainer: LossTrainer, result: Any, *, pairs: int) -> dict[str, object]:
     scores = {
-        str(entry["step"]): round(float(entry["eval_macro_auprc"]), 5)
-        for entry in history
+        str(entry["step"]): _rounded(entry["eval_macro_auprc"])
+        for entry in trainer.state.log_history
         if "eval_macro_auprc" in entry
     }
     return {
         "steps": trainer.state.global_step,
         "seconds": round(float(result.metrics["train_runtime"]), 1),
-        "pairs": len(train),
+        "pairs": pairs,
         "loss": round(float(result.training_loss), 5),
         "tuning_macro_auprc": scores,
         "best_step": trainer.state.best_global_step,
     }
+
+
+def _rounded(score: float) -> float | None:
+    """JSON has no NaN: a score that no label has is null."""
+    return round(float(score), 5) if np.isfinite(score) else None
 
 
 class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types

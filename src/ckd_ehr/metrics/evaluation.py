@@ -110,8 +110,6 @@ def write_evaluation(context: StageContext) -> None:
     write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
     example = _explained_example(context, pairs, probabilities["student_distilled"])
     (context.folder / "report.html").write_text(render_report(metrics, example), encoding="utf-8")
-    for line in format_table(metrics.model_dump(mode="json")).splitlines():
-        context.say(line)
 
 
 def read_labelled_pairs(cohort: Path, pairs: pa.Table, config: RunConfig) -> LabelledPairs:

@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -12,6 +13,7 @@ from ckd_ehr.data.sources.tables import (
     describe_table,
     find_table,
     load,
+    readable,
     require_table,
     require_times,
     require_whole_numbers,
@@ -83,6 +85,26 @@ def test_missing_column_says_what_was_found_and_how_to_map_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        "77123,Aspirin,2150-01-01",
+        "77123,Smith,Jane,F,WHITE",
+        "Smith,77123.0,M",
+        "Smith-Jones,R\u00e9a",
+    ],
+)
+def test_a_first_line_that_is_a_patients_row_is_never_shown(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text(f"{row}\n77124,Heparin,2150-01-02\n", encoding="utf-8")
+    with pytest.raises(CkdEhrError) as error:
+        read(path)
+    assert str(error.value) == (
+        "PRESCRIPTIONS.csv: column 'subject_id' is missing: the first line does not look like a "
+        "header; export the table with its header row"
+    )
+
+
+@pytest.mark.parametrize(
     ("renames", "message"),
     [
         ({"PRESCRIPTION": {"drug": "x"}}, "no such table; did you mean 'PRESCRIPTIONS'"),
@@ -144,3 +166,19 @@ def test_values_that_do_not_parse_are_shown_by_their_shape_only(tmp_path: Path) 
             require_whole_numbers(connection, "t", "id", path)
         with pytest.raises(CkdEhrError, match=r"'99/99/9999' are no time"):
             require_times(connection, "t", "time", path)
+
+
+def test_values_outside_ascii_are_masked_too(tmp_path: Path) -> None:
+    with connect(tmp_path) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'Zo\u00eb \u0141\u00f3\u017a \u0663' AS id")
+        with pytest.raises(CkdEhrError, match=r"1 values of the form 'aaa aaa 9'"):
+            require_whole_numbers(connection, "t", "id", tmp_path / "PATIENTS.csv")
+
+
+def test_a_disk_that_is_full_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text(DRUGS)
+    with pytest.raises(duckdb.IOException, match="No space left"), readable(path):
+        raise duckdb.IOException("Could not write file: No space left on device")
+    with pytest.raises(CkdEhrError, match="broken quotes"), readable(path):
+        raise duckdb.IOException("Could not read file")

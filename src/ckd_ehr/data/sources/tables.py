@@ -10,6 +10,7 @@ import csv
 import difflib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from ckd_ehr.contracts.errors import CkdEhrError
 
 EXTENSIONS = (".csv", ".csv.gz")
 MEMORY_LIMIT = "1GB"
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]*")
+NUMBER = re.compile(r"[-+]?[0-9.]+")
+FULL_TEXT = "No space left"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ def describe_table(
         actual = given.get(wanted.casefold(), wanted)
         positions[wanted] = place.get(actual.casefold())
         if positions[wanted] is None and (wanted in required or wanted.casefold() in given):
+            if not looks_like_header(header):
+                raise CkdEhrError(
+                    f"{path.name}: column '{actual}' is missing: the first line does not look "
+                    "like a header; export the table with its header row"
+                )
             raise CkdEhrError(
                 f"{path.name}: column '{actual}' is missing (found: {', '.join(header)}); "
                 f"map it with data.columns.{name}.{wanted}=NAME"
@@ -130,6 +139,19 @@ def read_header(path: Path) -> tuple[str, ...]:
     return tuple(header)
 
 
+def looks_like_header(cells: Sequence[str]) -> bool:
+    """Whether a first line holds names of columns rather than a patient's row.
+
+    >>> looks_like_header(["row_id", "subject_id", "glyburide-metformin"])
+    True
+    >>> looks_like_header(["10006", "Smith", "F", "WHITE"])
+    False
+    """
+    written = [cell.strip() for cell in cells if cell.strip()]
+    names = sum(bool(COLUMN_NAME.fullmatch(cell)) for cell in written)
+    return 2 * names > len(written) and not any(NUMBER.fullmatch(cell) for cell in written)
+
+
 def load(
     connection: duckdb.DuckDBPyConnection,
     table: SourceTable,
@@ -159,10 +181,15 @@ def load(
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn a failed read into an error that names the file and never quotes its rows."""
+    """Turn a failed read into an error that names the file and never quotes its rows.
+
+    A disk that is full while spilling is no fault of the file: that error passes.
+    """
     try:
         yield
-    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException):
+    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException) as error:
+        if FULL_TEXT in str(error):
+            raise
         raise explain_unreadable(path) from None
 
 
@@ -227,7 +254,7 @@ def _refuse(
     parsed: str,
     problem: str,
 ) -> None:
-    shape = f"regexp_replace(regexp_replace({column}, '[0-9]', '9', 'g'), '[[:alpha:]]', 'a', 'g')"
+    shape = f"regexp_replace(regexp_replace({column}, '\\p{{N}}', '9', 'g'), '\\p{{L}}', 'a', 'g')"
     [(wrong, example)] = connection.execute(
         f"SELECT count(*), min(left({shape}, 24)) FROM {table} "
         f"WHERE {column} IS NOT NULL AND {parsed} IS NULL"

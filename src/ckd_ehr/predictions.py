@@ -15,7 +15,7 @@ import click
 
 from ckd_ehr.contracts.inputs import read_histories
 from ckd_ehr.contracts.records import DRUG_NAME, NARRATIVES, PAIRS, VISITS, Code, Visit
-from ckd_ehr.contracts.runs import RunDirectory, read_table
+from ckd_ehr.contracts.runs import RunDirectory, read_table, respect_umask
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,7 +81,7 @@ def write_lines(lines: Iterable[str], out: Path | None) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
-        partial.chmod(0o644)
+        respect_umask(partial)
         partial.replace(out)
     except BaseException:
         partial.unlink(missing_ok=True)

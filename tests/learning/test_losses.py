@@ -16,7 +16,10 @@ def test_soft_loss_is_the_mean_kl_of_bernoullis_scaled_by_temperature() -> None:
         p, q = expit(teacher / temperature), expit(student / temperature)
         expected = (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).mean() * temperature**2
         found = soft_loss(
-            torch.tensor(student), torch.tensor(teacher), temperature=temperature
+            torch.tensor(np.vstack([student, student + 9])),
+            torch.tensor(np.vstack([teacher, teacher])),
+            torch.arange(8) < 4,  # the other rows have no teacher
+            temperature=temperature,
         ).item()
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 

@@ -194,7 +194,7 @@ def test_one_patient_has_an_interval_of_no_width() -> None:
     weights = scoring.patient_draws([4, 4, 4], draws=20, seed=0)
     values = scoring.brier(probabilities, labels, weights)[:, 0]
     point = float(scoring.brier(probabilities, labels)[0, 0])
-    assert scoring.percentile_interval(values) == pytest.approx((point, point))
+    assert scoring.basic_interval(point, values) == pytest.approx((point, point))
 
 
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -204,17 +204,38 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
         probabilities = rng.random((60, 1))
         labels = rng.random((60, 1)) < probabilities
         weights = scoring.patient_draws(np.arange(60), draws=200, seed=seed)
-        low, high = scoring.percentile_interval(
-            scoring.brier(probabilities, labels, weights)[:, 0]
+        point = float(scoring.brier(probabilities, labels)[0, 0])
+        low, high = scoring.basic_interval(
+            point, scoring.brier(probabilities, labels, weights)[:, 0]
         ) or (0, 0)
         hits += low <= 1 / 6 <= high
     assert 86 <= hits <= 100
 
 
 def test_interval_needs_half_of_the_draws() -> None:
-    assert scoring.percentile_interval([0.5, np.nan, np.nan]) is None
-    assert scoring.percentile_interval([]) is None
-    assert scoring.percentile_interval([0.5, 0.5, np.nan]) == (0.5, 0.5)
+    assert scoring.basic_interval(0.5, [0.5, np.nan, np.nan]) is None
+    assert scoring.basic_interval(0.5, []) is None
+    assert scoring.basic_interval(0.5, [0.5, 0.5, np.nan]) == (0.5, 0.5)
+
+
+def test_interval_of_macro_auprc_covers_the_truth() -> None:
+    def population(rng: np.random.Generator, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+        risk = rng.beta(1, 7, size=(pairs, 12))
+        return risk + rng.normal(0, 0.1, risk.shape), rng.random(risk.shape) < risk
+
+    def macro_auprc(scores: np.ndarray, labels: np.ndarray, weights: object = None) -> np.ndarray:
+        return scoring.macro(scoring.label_ranking(scores, labels, weights).auprc)
+
+    rng = np.random.default_rng(5)
+    truth = macro_auprc(*population(rng, 200_000))[0]
+    hits = 0
+    for seed in range(60):
+        scores, labels = population(rng, 1000)
+        weights = scoring.patient_draws(np.arange(1000), draws=200, seed=seed)
+        point = float(macro_auprc(scores, labels)[0])
+        low, high = scoring.basic_interval(point, macro_auprc(scores, labels, weights)) or (0, 0)
+        hits += low <= truth <= high
+    assert hits >= 51
 
 
 def test_safe_logit_is_finite_and_inverts_expit() -> None:

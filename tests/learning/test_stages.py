@@ -18,7 +18,7 @@ from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.signals import SignalStore, write_signals
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.learning.teacher import write_teacher
-from ckd_ehr.learning.training import _usable_checkpoint
+from ckd_ehr.learning.training import CHECKPOINT_FILES, _usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
 
@@ -208,7 +208,11 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(state)
+        for name in CHECKPOINT_FILES:
+            (folder / name).touch()
     (tmp_path / "checkpoint-3" / "inner").mkdir(parents=True)
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4}')
     assert _usable_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     assert _usable_checkpoint(tmp_path / "absent") is None
 

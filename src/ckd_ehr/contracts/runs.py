@@ -211,8 +211,13 @@ class RunDirectory:
         if is_current(target, fingerprint):
             say(f"{tag} {stage.name}: unchanged, skipped")
             return
+        partial = _partial_of(target)
+        if is_current(partial, fingerprint):  # killed after its manifest, before its renaming
+            _swap_in(partial, target)
+            say(f"{tag} {stage.name}: finished earlier, put in place")
+            return
         say(f"{tag} {stage.name}: {stage.summary}")
-        partial = _open_partial(target, fingerprint)
+        _open_partial(partial, fingerprint)
         started = monotonic()
         stage.function(StageContext(config=config, folder=partial, inputs=inputs, say=say))
         manifest = StageManifest(
@@ -289,9 +294,12 @@ def manifest_digest(folder: Path, *, only: str | None = None) -> str:
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
-def _open_partial(target: Path, fingerprint: str) -> Path:
-    """The stage's partial folder; only `work/` of an equal fingerprint is kept."""
-    partial = target.with_name(target.name + ".partial")
+def _partial_of(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _open_partial(partial: Path, fingerprint: str) -> None:
+    """Make the partial folder; only `work/` of an equal fingerprint is kept."""
     mark = partial / FINGERPRINT
     if not (mark.is_file() and mark.read_text() == fingerprint):
         shutil.rmtree(partial, ignore_errors=True)
@@ -304,14 +312,17 @@ def _open_partial(target: Path, fingerprint: str) -> Path:
         else:
             entry.unlink()
     mark.write_text(fingerprint)
-    return partial
 
 
 def publish(partial: Path, target: Path, manifest: StageManifest) -> None:
     """Write the manifest, then swap the finished folder in; the old one stays until then."""
+    write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+    _swap_in(partial, target)
+
+
+def _swap_in(partial: Path, target: Path) -> None:
     shutil.rmtree(partial / WORK, ignore_errors=True)
     (partial / FINGERPRINT).unlink(missing_ok=True)
-    write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
     stale = target.with_name(target.name + ".stale")
     shutil.rmtree(stale, ignore_errors=True)
     if target.exists():
@@ -358,11 +369,18 @@ def write_json(path: Path, value: object) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        respect_umask(Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def respect_umask(path: Path) -> None:
+    """Give a temporary file (readable by its owner only) the mode a plain new file would have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -24,7 +24,6 @@ class PairTable:
     """The cohort's pairs as aligned columns (pairs,), labels (pairs, labels)."""
 
     pair_ids: tuple[str, ...]
-    subject_ids: NDArray[np.int64]
     split: NDArray[np.str_]
     fold: NDArray[np.int8]
     labelled: NDArray[np.bool_]
@@ -52,7 +51,6 @@ def read_pairs(cohort: Path) -> PairTable:
     rows = table.column("labels").to_pylist()
     return PairTable(
         pair_ids=tuple(table.column("pair_id").to_pylist()),
-        subject_ids=table.column("subject_id").to_numpy(),
         split=np.asarray(table.column("split").to_pylist()),
         fold=table.column("fold").to_numpy(),
         labelled=np.array([row is not None for row in rows]),
@@ -98,7 +96,7 @@ class TextReader:
     def _labelled(self, pairs: PairTable, texts: Mapping[str, Narrative], row: int) -> Example:
         pair_id = pairs.pair_ids[row]
         if pair_id not in texts:
-            raise CkdEhrError(f"pair {pair_id} has no narrative; rerun the knowledge stage")
+            raise CkdEhrError("a pair has no narrative; rerun stage knowledge")
         example = self.example(pair_id, texts[pair_id])
         labels = pairs.labels[row].astype(np.float32) if pairs.labelled[row] else None
         return Example(pair_id=pair_id, encoded=example.encoded, labels=labels)

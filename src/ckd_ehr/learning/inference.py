@@ -44,7 +44,6 @@ class StudentPredictor:
         self.scaling = PlattScaling(np.asarray(facts["slope"]), np.asarray(facts["intercept"]))
         self.max_tokens = int(facts["max_tokens"])
         self.max_history_visits = int(facts["max_history_visits"])
-        self.precision = str(facts["precision"])
         self.device = pick_device(device)
         self.model = load_student(folder, device=self.device)
         self.reader = TextReader(str(folder), "first")
@@ -69,14 +68,13 @@ class StudentPredictor:
             examples,
             pad_token=self.reader.pad_token,
             device=self.device,
-            precision=self.precision,
         )
         return np.asarray(expit(self.scaling.apply(logits)))
 
     def explain(self, pair_id: str, narrative: Narrative) -> Explanation:
         """The risks of one narrative, and each concept's part in their log-odds."""
         example = self.reader.example(pair_id, narrative)
-        with reading(self.device, self.precision):
+        with reading(self.device, "fp32"):
             output = read_batch(
                 self.model, [example], pad_token=self.reader.pad_token, device=self.device
             )

@@ -26,7 +26,7 @@ def hard_loss(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
 
 
 def soft_loss(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, taught: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Cross-entropy to the teacher's probabilities at a temperature, less the teacher's entropy.
 
@@ -35,15 +35,20 @@ def soft_loss(
 
     Args:
         student_logits, teacher_logits: (batch, labels), calibrated teacher.
+        taught: (batch,) bool, the rows that have a teacher.
 
     >>> z = torch.tensor([[0.3, -2.0]])
-    >>> soft_loss(z, z, temperature=2.0).item() == 0
+    >>> soft_loss(z, z, torch.tensor([True]), temperature=2.0).item() == 0
     True
     """
     target = torch.sigmoid(teacher_logits / temperature)
-    cross = F.binary_cross_entropy_with_logits(student_logits / temperature, target)
-    entropy = F.binary_cross_entropy_with_logits(teacher_logits / temperature, target)
-    return (cross - entropy) * temperature**2
+    cross = F.binary_cross_entropy_with_logits(
+        student_logits / temperature, target, reduction="none"
+    )
+    entropy = F.binary_cross_entropy_with_logits(
+        teacher_logits / temperature, target, reduction="none"
+    )
+    return _mean_over((cross - entropy).mean(-1), taught) * temperature**2
 
 
 def concept_loss(student_scores: Tensor, teacher_attention: Tensor, shared: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ def pick_device(wanted: str) -> str:
 def check_positions(backbone: nn.Module, *, max_tokens: int, setting: str) -> None:
     """Refuse a token budget that the backbone has no positions for."""
     limit = int(backbone.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+    if "roberta" in str(backbone.config.model_type):  # type: ignore[union-attr]
+        limit -= 2  # its positions start behind the padding token
     if max_tokens > limit:
         raise CkdEhrError(
             f"{setting}={max_tokens}: the model reads at most {limit} tokens; lower it"
@@ -68,13 +70,15 @@ def predict_logits(
     *,
     pad_token: int,
     device: str,
-    precision: str,
 ) -> NDArray[np.float64]:
-    """Uncalibrated logits (examples, labels), in batches of similar length."""
+    """Uncalibrated logits (examples, labels), in batches of similar length.
+
+    Always in fp32: in bf16 a patient's risk would depend on who shares the batch.
+    """
     logits = np.zeros((len(examples), len(model.head.bias)))
     lengths = [len(example.encoded.input_ids) for example in examples]
     for rows in batches_by_tokens(lengths, BATCH_TOKENS):
-        with reading(device, precision):
+        with reading(device, "fp32"):
             batch = [examples[row] for row in rows]
             logits[rows] = read_batch(model, batch, pad_token=pad_token, device=device).logits
     return logits

@@ -242,7 +242,7 @@ class SignalStore:
         """The attention of a pair, if it was made from this text by this fold's teacher."""
         row = self._index.get(pair_id)
         if row is None:
-            raise CkdEhrError(f"{self.folder}: no signals of pair {pair_id}; rerun stage signals")
+            raise CkdEhrError(f"{self.folder}: a pair has no signals; rerun stage signals")
         expected = signal_key(
             text,
             model=self.model,
@@ -252,7 +252,7 @@ class SignalStore:
         )
         if row["key"] != expected:
             raise CkdEhrError(
-                f"{self.folder}: the signals of pair {pair_id} come from another text or teacher; "
+                f"{self.folder}: a pair's signals come from another text or teacher; "
                 f"rerun stage signals"
             )
         with safe_open(self.folder / row["shard"], framework="pt") as shard:

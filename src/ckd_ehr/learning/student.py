@@ -113,11 +113,16 @@ def _hard_only(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
 
 
 def _distillation(settings: StudentConfig) -> Any:
-    """(1−λ)·hard + λ·soft + s(t)·λ_concept·KL on α; every row of a distilled batch is taught."""
+    """(1−λ)·hard + λ·soft + s(t)·λ_concept·KL on α."""
 
     def loss(output: HeadOutput, batch: Batch, progress: float) -> Tensor:
         hard = hard_loss(output.logits, batch["labels"], batch["labelled"])
-        soft = soft_loss(output.logits, batch["teacher_logits"], temperature=settings.temperature)
+        soft = soft_loss(
+            output.logits,
+            batch["teacher_logits"],
+            batch["taught"],
+            temperature=settings.temperature,
+        )
         total = (1 - settings.soft_weight) * hard + settings.soft_weight * soft
         share = attention_decay(progress, settings.attention_until) * settings.concept_weight
         if share > 0:
@@ -204,13 +209,12 @@ def load_student(folder: Path, *, device: str) -> LabelAttentionModel:
 
 
 def _load_backbone(folder: Path, config: Any, device: str) -> Any:
-    return AutoModel.from_pretrained(
-        folder,
-        config=config,
-        add_pooling_layer=False,
-        dtype=torch.float32,
-        attn_implementation=attention_kernel(device),
-    )
+    options = {"config": config, "dtype": torch.float32}
+    options["attn_implementation"] = attention_kernel(device)
+    try:
+        return AutoModel.from_pretrained(folder, add_pooling_layer=False, **options)
+    except TypeError:  # DistilBERT, which has no pooling layer to leave out
+        return AutoModel.from_pretrained(folder, **options)
 
 
 def _finish(
@@ -225,7 +229,6 @@ def _finish(
         [training.examples[row] for row in rows],
         pad_token=training.reader.pad_token,
         device=training.device,
-        precision=settings.precision,
     )
     tuning = pairs.split[rows] == "tuning"
     scaling = fit_platt(logits[tuning], pairs.labels[rows[tuning]], settings.calibration_ridge)
@@ -244,13 +247,12 @@ def _finish(
         "data_source": context.config.data.source,
         "labels": list(pairs.label_names),
         "prevalence": pairs.prevalence().tolist(),
-        "train_pairs": len(pairs.rows(split="train", labelled=True)),
+        "train_pairs": history["pairs"],
         "slope": scaling.slope.tolist(),
         "intercept": scaling.intercept.tolist(),
         "calibration_pairs": int(tuning.sum()),
         "max_tokens": context.config.knowledge.student.max_tokens,
         "max_history_visits": context.config.cohort.max_history_visits,
-        "precision": settings.precision,
         "seed": context.config.seed,
     }
     write_json(folder / PREDICTOR, facts)

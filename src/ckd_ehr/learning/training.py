@@ -24,10 +24,12 @@ from ckd_ehr.contracts.config import TrainingConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.scoring import label_ranking, macro
 
 Loss = Callable[[HeadOutput, Batch, float], Tensor]
 SELECTION = "eval_selection"
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
 class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
@@ -49,11 +51,12 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
     def prediction_step(
         self, model: nn.Module, inputs: Batch, *_: object, **__: object
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, logits and labels of one evaluation batch."""
+        """Loss on hard labels (whatever is trained on), logits and labels of one batch."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), output["logits"].detach(), inputs["labels"]
+            output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
+            loss = hard_loss(output.logits, inputs["labels"], inputs["labelled"])
+        return loss, output.logits, inputs["labels"]
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
@@ -234,9 +237,12 @@ def _selection(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict
 def _usable_checkpoint(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written to its end; half-written ones are deleted."""
     for folder in checkpoints.glob("checkpoint-*"):
+        whole = all((folder / name).is_file() for name in CHECKPOINT_FILES)
         try:
             json.loads((folder / "trainer_state.json").read_text())
         except (FileNotFoundError, ValueError):
+            whole = False
+        if not whole:
             shutil.rmtree(folder)
     last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return last

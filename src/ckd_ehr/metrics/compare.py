@@ -15,13 +15,13 @@ from ckd_ehr.learning.scoring import (
     Bools,
     Floats,
     Weights,
+    basic_interval,
     brier,
     calibration_error,
     f1_scores,
     label_ranking,
     macro,
     micro_ranking,
-    percentile_interval,
     reliability_bins,
 )
 from ckd_ehr.metrics.results import (
@@ -164,6 +164,7 @@ def difference(
         name: _figure(
             first.point.overall[name] - second.point.overall[name],
             first.resampled.overall[name] - second.resampled.overall[name],
+            bounds=(-1.0, 1.0),
         )
         for name in names
     }
@@ -174,10 +175,12 @@ def _figures(point: dict[str, Floats], resampled: dict[str, Floats]) -> dict[str
     return {name: _figure(values, resampled[name]) for name, values in point.items()}
 
 
-def _figure(point: Floats, resampled: Floats) -> Figure:
+def _figure(
+    point: Floats, resampled: Floats, *, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Figure:
     """The estimate with its interval; no interval where there is no estimate."""
     value = number(point[0])
-    interval = percentile_interval(resampled) if value is not None else None
+    interval = basic_interval(value, resampled, bounds=bounds) if value is not None else None
     if interval is None:
         return Figure(value=value)
     return Figure(value=value, low=number(interval[0]), high=number(interval[1]))

@@ -150,9 +150,9 @@ def _all_models(
         "carry_forward": "share of train pairs with the label, given whether the last visit had it",
         "logistic_regression": f"codes, age, sex, number of visits; L2, C = {regression.penalty} "
         "by tuning macro-AUPRC; Platt on tuning",
-        "student_hard": "BERT on hard labels alone; Platt on tuning",
+        "student_hard": "BERT on hard labels alone; Platt on tuning" + _effort(context, "hard"),
         "student_distilled": "the same BERT, with the teacher's soft labels and concept "
-        "attention; Platt on tuning",
+        "attention; Platt on tuning" + _effort(context, "distilled"),
         "teacher": "mean log-odds of the fold teachers; Platt on out-of-fold train pairs",
     }
     probabilities = {"carry_forward": carried, "logistic_regression": regression.probabilities}
@@ -166,6 +166,12 @@ def _all_models(
     soft = soft.filter(pc.equal(soft["source"], "teacher"))
     probabilities["teacher"] = expit(_joined(pairs, soft, "logits", str(path)))
     return {model: probabilities[model] for model in MODELS}, notes
+
+
+def _effort(context: StageContext, variant: str) -> str:
+    """How much a student trained on: unlabelled pairs make the distilled one's epochs longer."""
+    training = read_json(context.inputs["student"] / variant / "training.json")
+    return f"; {training['pairs']} train pairs, {training['steps']} steps"
 
 
 def _joined(pairs: LabelledPairs, table: pa.Table, column: str, origin: str) -> Floats:

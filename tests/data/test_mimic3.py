@@ -184,6 +184,9 @@ def test_a_renamed_column_is_mapped(tables: Tables, tmp_path: Path, make_events:
         (("PATIENTS", "DOB"), "unknown", "'aaaaaaa' are no time"),
         (("PRESCRIPTIONS", "STARTDATE"), "soon", "'aaaa' are no time"),
         (("DIAGNOSES_ICD", "SUBJECT_ID"), "P01", "'a99' are no whole number"),
+        (("PATIENTS", "SUBJECT_ID"), "10006.6", "'99999.9' are no whole number"),
+        (("ADMISSIONS", "HADM_ID"), "1e5", "'9a9' are no whole number"),
+        (("PRESCRIPTIONS", "HADM_ID"), "H-01", "'a-99' are no whole number"),
     ],
 )
 def test_values_that_do_not_parse_are_refused(
@@ -196,6 +199,32 @@ def test_values_that_do_not_parse_are_refused(
         make_events(write_tables(tables, tmp_path / "tables"))
     expected = f"{table}.csv: column '{column.lower()}': 1 values of the form {message}"
     assert str(error.value).startswith(expected)
+
+
+@pytest.mark.parametrize("table", ["ADMISSIONS", "DIAGNOSES_ICD", "PRESCRIPTIONS", "PATIENTS"])
+def test_whole_numbers_with_a_decimal_point_lose_it(
+    tables: Tables, tmp_path: Path, make_events: Stage, table: str
+) -> None:
+    plain = make_events(write_tables(tables, tmp_path / "plain"))
+    expected = read_events(plain)
+    for row in tables[table]:
+        row.update({key: f"{row[key]}.0" for key in ("SUBJECT_ID", "HADM_ID") if key in row})
+    assert read_events(make_events(write_tables(tables, tmp_path / "floats"))) == expected
+
+
+@pytest.mark.parametrize("hadm_id", ["9011999", ""])
+@pytest.mark.parametrize("table", ["DIAGNOSES_ICD", "PROCEDURES_ICD", "PRESCRIPTIONS"])
+def test_a_table_without_a_row_of_any_stay_is_refused(
+    tables: Tables, tmp_path: Path, make_events: Stage, table: str, hadm_id: str
+) -> None:
+    for row in tables[table]:
+        row["HADM_ID"] = hadm_id
+    with pytest.raises(CkdEhrError) as error:
+        make_events(write_tables(tables, tmp_path / "tables"))
+    assert str(error.value).startswith(
+        f"{table}.csv: none of its 80 rows belongs to one of the 80 stays of ADMISSIONS"
+    )
+    assert "9011" not in str(error.value)
 
 
 def test_tables_without_rows_are_refused(

@@ -136,6 +136,15 @@ def test_a_stay_that_stands_twice_is_refused(read: Stage) -> None:
         read(encounter("1", "1"), encounter("1", "2"))
 
 
+def test_numbers_with_a_decimal_point_lose_it_and_others_are_refused(read: Stage) -> None:
+    ids = {"admission_type_id": "1.0", "discharge_disposition_id": "11.0"}
+    events = events_of(read(encounter("7.0", "1.0", time_in_hospital="3.0", **ids)))
+    assert ("HOSPITAL_ADMISSION//EMERGENCY", "2000-01-01", None, "7") in events
+    assert ("HOSPITAL_DISCHARGE//DIED", "2000-01-04", None, "7") in events
+    with pytest.raises(CkdEhrError, match=r"'encounter_id': 1 values of the form '9\.9' are no"):
+        read(encounter("7.6", "1"))
+
+
 def test_a_missing_column_is_refused(read: Stage) -> None:
     row = encounter("1", "1")
     del row["diag_2"]

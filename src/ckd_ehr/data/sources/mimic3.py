@@ -60,6 +60,7 @@ OPTIONAL_COLUMNS = {
     "DIAGNOSES_ICD": ("seq_num",),
     "PROCEDURES_ICD": ("seq_num",),
 }
+WHOLE_NUMBERS = ("subject_id", "hadm_id", "hospital_expire_flag")
 ICD_CODE = r"upper(regexp_replace(icd9_code, '[\s.]', '', 'g'))"
 # Coarse, because finer groups have too few patients to report on.
 ETHNICITY_GROUP = """CASE
@@ -150,8 +151,9 @@ def _load(
         renames=settings.columns,
     )
     load(connection, table, into=name.lower(), query=query)
-    if "subject_id" in required:
-        require_whole_numbers(connection, name.lower(), "subject_id", path)
+    for column in WHOLE_NUMBERS:
+        if column in required:
+            require_whole_numbers(connection, name.lower(), column, path)
     return path
 
 
@@ -229,6 +231,7 @@ def _add_billing_codes(
 ) -> None:
     path = _load(connection, settings, root, table)
     name = table.lower()
+    _refuse_foreign_table(connection, name, path)
     _say_dropped(
         connection, name, path, say,
         usable=f"subject_id IS NOT NULL AND hadm_id IS NOT NULL AND {ICD_CODE} <> ''",
@@ -254,6 +257,7 @@ def _add_drugs(
         "WHERE upper(drug_type) = 'MAIN' GROUP BY ALL",
     )  # fmt: skip
     require_times(connection, "prescriptions", "startdate", path)
+    _refuse_foreign_table(connection, "prescriptions", path, rows="sum(copies)")
     _say_dropped(
         connection, "prescriptions", path, say, rows="sum(copies)",
         usable="subject_id IS NOT NULL AND hadm_id IS NOT NULL AND drug IS NOT NULL",
@@ -304,6 +308,21 @@ def _say_dropped(
     if dropped:
         connection.execute(f"DELETE FROM {table} WHERE ({usable}) IS NOT TRUE")
         say(f"{path.name}: {dropped} rows without {lacking} dropped")
+
+
+def _refuse_foreign_table(
+    connection: duckdb.DuckDBPyConnection, table: str, path: Path, *, rows: str = "count(*)"
+) -> None:
+    """Refuse a table of which no row at all belongs to a stay: dropping it would pass unseen."""
+    total = count(connection, f"SELECT {rows} FROM {table}")
+    known = "hadm_id IN (SELECT hadm_id FROM stays)"
+    if total and not count(connection, f"SELECT {rows} FROM {table} WHERE {known}"):
+        stays = count(connection, "SELECT count(*) FROM stays")
+        raise CkdEhrError(
+            f"{path.name}: none of its {total} rows belongs to one of the {stays} stays of "
+            "ADMISSIONS (column 'hadm_id'); export both tables from the same database, with ids "
+            "written alike"
+        )
 
 
 def _refuse_strange_stays(

@@ -220,12 +220,14 @@ def explain_unreadable(path: Path) -> CkdEhrError:
 def require_whole_numbers(
     connection: duckdb.DuckDBPyConnection, table: str, column: str, path: Path
 ) -> None:
-    """Refuse ids that are no 64-bit integers (nulls pass)."""
+    """Refuse ids that are no 64-bit integers (nulls pass); `142345.0` becomes `142345`."""
+    digits = f"regexp_extract({column}, '^([0-9]+)([.]0*)?$', 1)"
     _refuse(
         connection, table, column, path,
-        parsed=f"try_cast({column} AS BIGINT)",
+        parsed=f"try_cast({digits} AS BIGINT)",
         problem="no whole number; MEDS needs 64-bit integer ids: number them first",
     )  # fmt: skip
+    connection.execute(f"UPDATE {table} SET {column} = {digits} WHERE contains({column}, '.')")
 
 
 def require_times(

@@ -55,6 +55,10 @@ COLUMNS = (
     "encounter_id", "patient_nbr", "race", "gender", "age", "admission_type_id",
     "discharge_disposition_id", "time_in_hospital", *DIAGNOSES, *DRUGS,
 )  # fmt: skip
+WHOLE_NUMBERS = (
+    "encounter_id", "patient_nbr", "time_in_hospital", "admission_type_id",
+    "discharge_disposition_id",
+)  # fmt: skip
 # IDs_mapping.csv: expired; expired at home, in a medical facility, place unknown (hospice).
 DEATHS = ("11", "19", "20", "21")
 UNKNOWN_TYPES = ("NULL", "NOT AVAILABLE", "NOT MAPPED")
@@ -173,7 +177,7 @@ def _admission_types(mapping: str | None) -> pa.Table:
 def _check_rows(
     connection: duckdb.DuckDBPyConnection, path: Path, say: Callable[[str], None]
 ) -> None:
-    for column in ("encounter_id", "patient_nbr", "time_in_hospital"):
+    for column in WHOLE_NUMBERS:
         require_whole_numbers(connection, TABLE, column, path)
     unusable = "encounter_id IS NULL OR patient_nbr IS NULL OR time_in_hospital IS NULL"
     dropped = count(connection, f"SELECT count(*) FROM {TABLE} WHERE {unusable}")

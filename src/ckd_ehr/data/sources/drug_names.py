@@ -1,8 +1,9 @@
 """What a pharmacy calls a product → the drug's name, so that one drug is one name.
 
 In: a drug name as ordered. Out: lower case, without brackets, strengths and dose forms; salts and
-combinations stay (`metoprolol tartrate`, `piperacillin-tazobactam`). Ignores: brands and synonyms
-(`vancomycin` and `vancomycin hcl` remain two names).
+combinations stay (`metoprolol tartrate`, `piperacillin-tazobactam`), and so does the route, in one
+word at the end (`ciprofloxacin ophthalmic`): by another route a drug treats another disease.
+Ignores: brands and synonyms (`vancomycin` and `vancomycin hcl` remain two names).
 """
 
 import re
@@ -17,12 +18,21 @@ _STRENGTH = re.compile(
 _RATIO = re.compile(r"(?<![\w.])1:\d+(?:,\d{3})*\b")
 _FORM_WORDS = (
     "tab tabs tablet tablets cap caps capsule capsules inj injection injectable vial soln sol "
-    "solution susp suspension syrup elixir liquid liq oint ointment cream gel jelly lotion powder "
-    "drops neb nebs nebulizer inhaler inhalation mdi diskus spray patch supp suppository enema "
-    "rinse ophth opht ophthalmic nasal oral topical otic iv im sc sl po pr "
+    "solution susp suspension syrup elixir liquid liq powder drops spray rinse iv im sc sl "
     "xr xl sr cr er ec odt ir ds ss pf"
 )
 _FORMS = frozenset(_FORM_WORDS.split())
+# The most telling first: an ophthalmic ointment is ophthalmic, a rectal cream rectal.
+_ROUTE_WORDS = {
+    "ophthalmic": "ophthalmic ophth opht",
+    "otic": "otic",
+    "nasal": "nasal intranasal",
+    "rectal": "rectal pr enema supp supps suppository suppositories",
+    "inhaled": "inhaled inhaler inhalation neb nebs nebulizer mdi diskus",
+    "oral": "oral po",
+    "topical": "topical cream oint ointment gel jelly lotion patch transdermal",
+}
+_ROUTES = {word: route for route, words in _ROUTE_WORDS.items() for word in words.split()}
 _PHRASES = re.compile(
     r"\b(?:p\.f\.?|preserv(?:\.|ative)? free|extended[- ]release|sustained[- ]release"
     r"|immediate[- ]release|oral disintegrating|sugar free)"
@@ -37,17 +47,28 @@ def drug_name(ordered: str) -> str:
     >>> drug_name("Heparin Flush (10 units/ml)"), drug_name("Acetylcysteine 20%")
     ('heparin flush', 'acetylcysteine')
     >>> drug_name("Metoprolol Succinate XL"), drug_name("Clonidine Patch 0.1 mg/24 hr")
-    ('metoprolol succinate', 'clonidine')
+    ('metoprolol succinate', 'clonidine topical')
     >>> drug_name("Vitamin D"), drug_name("Lidocaine 1%/Epinephrine 1:100000")
     ('vitamin d', 'lidocaine/epinephrine')
     """
-    folded = " ".join(ordered.lower().split())
+    name = " ".join(ordered.lower().split())
+    while (folded := _fold(name)) != name:  # what one pass strips may bare more
+        name = folded
+    return name
+
+
+def _fold(folded: str) -> str:
     name = _MARKS.sub(" ", folded)
+    bracketed = re.findall(r"[a-z]+", " ".join(_BRACKETS.findall(name)))
     for pattern in (_BRACKETS, _STRENGTH, _RATIO, _PHRASES):
         name = pattern.sub(" ", name)
     name = re.sub(r"\s*([/;-])\s*(?=\S)", r"\1", name.strip()) if "/" in name else name
     words = [word.strip(".,;") for word in name.split()]
     words = [word for word in words if word and word not in "-/+&"]
-    while words and words[-1] in _FORMS:
-        words.pop()
-    return " ".join(words).strip(" -/,") or folded
+    routes = {_ROUTES[word] for word in bracketed if word in _ROUTES}
+    while words and (words[-1] in _FORMS or words[-1] in _ROUTES):
+        word = words.pop()
+        routes |= {_ROUTES[word]} if word in _ROUTES else set()
+    drug = " ".join(words).strip(" -/,")
+    route = [route for route in _ROUTE_WORDS if route in routes][:1]
+    return " ".join([drug, *route]) if drug else folded

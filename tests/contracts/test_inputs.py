@@ -76,6 +76,30 @@ def test_codes_lose_their_dots_and_keep_their_zeros(tmp_path: Path) -> None:
     assert last.medications == (Code("NAME", "Warfarin 2.5 mg"),)
 
 
+@pytest.mark.parametrize(
+    ("system", "written", "code"),
+    [
+        ("UCI_ICD9", "8", "008"),
+        ("UCI_ICD9", "250.83", "25083"),
+        ("UCI_ICD9", "v27", "V27"),
+        ("ICD9CM", "428 .0", "4280"),
+        ("ICD10CM", "J18. 9", "J189"),
+    ],
+)
+def test_codes_are_folded_as_in_training(
+    tmp_path: Path, system: str, written: str, code: str
+) -> None:
+    line = patient(lambda p: p["visits"][0]["diagnoses"][0].update(system=system, code=written))
+    [(first, _)] = read_histories(write(tmp_path, line))
+    assert first.diagnoses == (Code(system, code),)
+
+
+def test_a_drug_goes_by_its_name_and_never_by_a_title(tmp_path: Path) -> None:
+    line = patient(lambda p: p["visits"][1]["medications"][0].update(title="Coumadin"))
+    [(_, last)] = read_histories(write(tmp_path, line))
+    assert last.medications == (Code("NAME", "Warfarin 2.5 mg"),)
+
+
 def test_patients_keep_the_order_of_the_lines(tmp_path: Path) -> None:
     path = write(tmp_path, patient(subject_id=9), "", patient(subject_id=2), "")
     assert [history[0].subject_id for history in read_histories(path)] == [9, 2]
@@ -137,6 +161,11 @@ REFUSED: list[tuple[Callable[[Line], object], str, str]] = [
     (lambda p: p["visits"][0].update(diagnoses=[]), "visits[0]", "the visit is empty"),
     (lambda p: p["visits"][1].update(visit_id="a"), "visits[1]", "the visit_id of visits[0]"),
     (lambda p: p["visits"].reverse(), "visits[1]", "oldest first"),
+    (
+        lambda p: p["visits"][0].update(discharge_time="2024-03-05T08:00:00"),
+        "visits[1].discharge_time",
+        "before that of visits[0]",
+    ),
     (lambda p: p["visits"][0].update(age_years=-1), "visits[0].age_years", "greater than"),
     (lambda p: p["visits"][0].update(age_years=float("nan")), "visits[0].age_years", "finite"),
     (lambda p: p["visits"][0].update(sex=NOBODY), "visits[0].sex", "'F' or 'M'"),

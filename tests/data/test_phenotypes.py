@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ckd_ehr.contracts.records import ICD9CM, ICD10CM, PHENOTYPES_25, Phenotype
+from ckd_ehr.contracts.records import (
+    ICD9CM,
+    ICD10CM,
+    PHENOTYPES_25,
+    UCI_ICD9,
+    Phenotype,
+    normal_form,
+)
 from ckd_ehr.data.ccs import CcsMatch, icd9_leaves, icd10_leaves, prefixes_of
 from ckd_ehr.data.phenotypes import ccs_of, coverage_report, labels_of, match_codes
-from ckd_ehr.data.truncated_icd9 import UCI_ICD9, normal_form, truncated_ccs_of, truncated_title_of
+from ckd_ehr.data.truncated_icd9 import truncated_ccs_of, truncated_title_of
 
 
 def leaf_codes_of(system: str, leaves: set[str]) -> dict[int, set[str]]:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS
-from ckd_ehr.data.truncated_icd9 import UCI_ICD9
+from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS, UCI_ICD9
 from ckd_ehr.knowledge.ontology import Title, title_of
 
 

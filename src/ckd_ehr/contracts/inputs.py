@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import Code, Visit
+from ckd_ehr.contracts.records import UCI_ICD9, Code, Visit, normal_form, plain_code
 
 SHOWN_PROBLEMS = 20
 SCHEMA_HINT = "docs/visits.schema.json has the schema, docs/examples/visits.jsonl an example"
@@ -52,7 +52,7 @@ class MedicationInput(_Input):
 
     system: Literal["NAME"] = Field(description="Code system: drugs go by their names.")
     code: Text = Field(description="The drug's name; dose and form are left out.")
-    title: Text | None = Field(None, description="Own wording; null takes the name.")
+    title: Text | None = Field(None, description="Not read: a drug goes by its name.")
 
 
 class ProcedureInput(_Input):
@@ -110,6 +110,11 @@ class PatientInput(_Input):
                 raise ValueError(
                     f"visits[{number}] was admitted before visits[{number - 1}]; "
                     "put the visits in order of admit_time, oldest first"
+                )
+            if later.discharge_time < earlier.discharge_time:
+                raise ValueError(
+                    f"visits[{number}].discharge_time is before that of visits[{number - 1}]: at "
+                    "the last discharge both must be known; leave out the visit that was going on"
                 )
         return self
 
@@ -180,9 +185,11 @@ def _visit(subject_id: int, visit: VisitInput) -> Visit:
         ethnicity=visit.ethnicity,
         admission_type=visit.admission_type,
         died=False,
-        diagnoses=_each_once(Code(d.system, _undotted(d.code), d.title) for d in visit.diagnoses),
-        medications=_each_once(Code(m.system, m.code, m.title) for m in visit.medications),
-        procedures=_each_once(Code(p.system, _undotted(p.code), p.title) for p in visit.procedures),
+        diagnoses=_each_once(_diagnosis(d) for d in visit.diagnoses),
+        medications=_each_once(Code(m.system, m.code) for m in visit.medications),
+        procedures=_each_once(
+            Code(p.system, plain_code(p.code), p.title) for p in visit.procedures
+        ),
     )
 
 
@@ -190,8 +197,10 @@ def _each_once(codes: Iterable[Code]) -> tuple[Code, ...]:
     return tuple(dict.fromkeys(codes))
 
 
-def _undotted(code: str) -> str:
-    return code.replace(".", "").upper()
+def _diagnosis(written: DiagnosisInput) -> Code:
+    """The diagnosis with its code as the sources write it."""
+    folded = normal_form if written.system == UCI_ICD9 else plain_code
+    return Code(written.system, folded(written.code), written.title)
 
 
 def _explain_all(error: ValidationError) -> list[str]:

@@ -26,6 +26,8 @@ ICD10CM = "ICD10CM"
 ICD9PROC = "ICD9PROC"
 ICD10PCS = "ICD10PCS"
 DRUG_NAME = "NAME"
+# ICD-9-CM as in the UCI diabetes data: mostly the category alone, its leading zeros gone.
+UCI_ICD9 = "UCI_ICD9"
 
 # MEDS codes of our sources: ROLE//SYSTEM//CODE for what was coded, ROLE[//DETAIL] otherwise.
 DIAGNOSIS = "DIAGNOSIS"
@@ -306,6 +308,25 @@ def pair_id_of(subject_id: int, visit_id: str) -> str:
     True
     """
     return hashlib.sha256(f"{subject_id}:{visit_id}".encode()).hexdigest()[:16]
+
+
+def plain_code(written: str) -> str:
+    """An ICD code without dots and blanks, in upper case.
+
+    >>> plain_code(" j18. 9")
+    'J189'
+    """
+    return "".join(written.split()).replace(".", "").upper()
+
+
+def normal_form(written: str) -> str:
+    """A UCI_ICD9 code with its leading zeros back and without its dot.
+
+    >>> [normal_form(code) for code in ("8", "250.83", "V27", "E812", "428")]
+    ['008', '25083', 'V27', 'E812', '428']
+    """
+    category, _, decimals = written.strip().partition(".")
+    return plain_code((category.zfill(3) if category.isdigit() else category) + decimals)
 
 
 def concept_id_of(*, visit_index: int, kind: str, system: str, code: str, occurrence: int) -> str:

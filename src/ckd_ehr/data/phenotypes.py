@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckd_ehr.contracts.records import ICD9CM, ICD10CM, Phenotype
+from ckd_ehr.contracts.records import ICD9CM, ICD10CM, UCI_ICD9, Phenotype
 from ckd_ehr.data.ccs import HOW, CcsMatch, How, icd9_ccs_of, icd10_ccs_of
-from ckd_ehr.data.truncated_icd9 import UCI_ICD9, truncated_ccs_of
+from ckd_ehr.data.truncated_icd9 import truncated_ccs_of
 
 SHOWN_CODES = 20
 CCS_OF_SYSTEM: Mapping[str, Callable[[str], CcsMatch]] = {

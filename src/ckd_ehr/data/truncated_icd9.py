@@ -13,23 +13,12 @@ from importlib import resources
 
 from ckd_ehr.data.ccs import CcsMatch, category_names, icd9_leaves, icd9_titles
 
-UCI_ICD9 = "UCI_ICD9"
 OVERRIDES = "truncated_icd9.csv"
 # 250.xx keeps its decimals in this file, so that a bare 250 is 250.00.
 WHOLE = {"250": "25000"}
 # Where ICD-9-CM puts "unspecified" and "other" under a category, in order of preference.
 GENERAL_ENDINGS = ("9", "90", "99", "8", "0", "00")
 GENERAL_WORDS = ("unspecified", "other", "not elsewhere")
-
-
-def normal_form(written: str) -> str:
-    """A code with its leading zeros back and without its dot.
-
-    >>> [normal_form(code) for code in ("8", "250.83", "V27", "E812", "428")]
-    ['008', '25083', 'V27', 'E812', '428']
-    """
-    category, _, decimals = written.strip().upper().partition(".")
-    return (category.zfill(3) if category.isdigit() else category) + decimals
 
 
 def truncated_ccs_of(code: str) -> CcsMatch:

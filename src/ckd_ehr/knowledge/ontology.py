@@ -13,9 +13,9 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
-from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS
+from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS, UCI_ICD9, normal_form
 from ckd_ehr.data.ccs import icd9_ccs_of, icd10_ccs_of
-from ckd_ehr.data.truncated_icd9 import UCI_ICD9, normal_form, truncated_ccs_of
+from ckd_ehr.data.truncated_icd9 import truncated_ccs_of
 
 Origin = Literal["ontology", "source", "parent", "code"]
 ORIGINS: tuple[Origin, ...] = ("ontology", "source", "parent", "code")

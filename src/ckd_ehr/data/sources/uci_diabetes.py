@@ -28,6 +28,8 @@ from ckd_ehr.contracts.records import (
     ETHNICITY,
     MEDICATION,
     SEX,
+    UCI_ICD9,
+    normal_form,
 )
 from ckd_ehr.data.sources.dataset import open_events, write_dataset
 from ckd_ehr.data.sources.tables import (
@@ -38,7 +40,7 @@ from ckd_ehr.data.sources.tables import (
     load,
     require_whole_numbers,
 )
-from ckd_ehr.data.truncated_icd9 import UCI_ICD9, normal_form, truncated_title_of
+from ckd_ehr.data.truncated_icd9 import truncated_title_of
 
 TABLE = "diabetic_data"
 MAPPING = "IDs_mapping"

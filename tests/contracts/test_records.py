@@ -4,6 +4,7 @@ import math
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import (
@@ -15,6 +16,7 @@ from ckd_ehr.contracts.records import (
     VISITS,
     ConceptEvidence,
     LabelExplanation,
+    Phenotype,
     concept_id_of,
     label_names,
     pair_id_of,
@@ -29,6 +31,12 @@ def test_the_25_phenotypes_are_one_ccs_category_each() -> None:
         153, 157, 158, 238, 249,
     ]  # fmt: skip
     assert len({phenotype.name for phenotype in PHENOTYPES_25}) == 25
+
+
+@pytest.mark.parametrize("codes", [{}, {"icd9cm": ("",)}, {"icd10cm": (" . ",)}])
+def test_a_phenotype_without_a_definition_is_refused(codes: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(ValidationError, match="'Gout' has no definition; give it ccs, icd9cm or"):
+        Phenotype.model_validate({"name": "Gout"} | codes)
 
 
 def test_label_names_travel_with_the_table() -> None:

@@ -99,6 +99,19 @@ def test_code_lists_count_in_their_own_system_only() -> None:
     assert labels_of(ICD10CM, "2749", None, [phenotype]) == ()
 
 
+def test_code_lists_are_read_with_dots_and_in_lower_case() -> None:
+    phenotype = Phenotype(name="Gout", icd9cm=("274.9", "v12.2"), icd10cm=("m10.9",))
+    assert labels_of(ICD9CM, "2749", 54, [phenotype]) == (0,)
+    assert labels_of(ICD9CM, "V122", None, [phenotype]) == (0,)
+    assert labels_of(ICD10CM, "M109", 54, [phenotype]) == (0,)
+
+
+def test_lists_of_icd9_hold_for_truncated_codes() -> None:
+    phenotype = Phenotype(name="Gout", icd9cm=("274",))
+    assert labels_of(UCI_ICD9, normal_form("274"), 54, [phenotype]) == (0,)
+    assert labels_of(ICD9CM, "2749", 54, [phenotype]) == ()
+
+
 def test_coverage_counts_codes_and_occurrences_by_how_they_were_mapped() -> None:
     counts = {(ICD9CM, "4280"): 5, (ICD9CM, "428"): 3, (ICD9CM, "518"): 2, (ICD9CM, "ZZZ"): 7}
     report = coverage_report(match_codes(counts, PHENOTYPES_25))[ICD9CM]

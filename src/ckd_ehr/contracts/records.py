@@ -13,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from ckd_ehr.contracts.errors import CkdEhrError
 
@@ -42,8 +42,17 @@ DEATH = "MEDS_DEATH"
 BIRTH = "MEDS_BIRTH"
 
 
+def plain_code(written: str) -> str:
+    """An ICD code without dots and blanks, in upper case.
+
+    >>> plain_code(" j18. 9")
+    'J189'
+    """
+    return "".join(written.split()).replace(".", "").upper()
+
+
 class Phenotype(BaseModel):
-    """A disease to predict, defined by CCS categories, code lists, or both (dots left out)."""
+    """A disease to predict, defined by CCS categories, code lists, or both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +60,19 @@ class Phenotype(BaseModel):
     ccs: tuple[int, ...] = ()
     icd9cm: tuple[str, ...] = ()
     icd10cm: tuple[str, ...] = ()
+
+    @field_validator("icd9cm", "icd10cm")
+    @classmethod
+    def _as_the_visits_have_them(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(plain_code, codes))
+
+    @model_validator(mode="after")
+    def _is_defined(self) -> "Phenotype":
+        if not self.ccs and not any((*self.icd9cm, *self.icd10cm)):
+            raise ValueError(
+                f"phenotype '{self.name}' has no definition; give it ccs, icd9cm or icd10cm"
+            )
+        return self
 
 
 def _phenotypes(rows: Sequence[tuple[int, str]]) -> tuple[Phenotype, ...]:
@@ -308,15 +330,6 @@ def pair_id_of(subject_id: int, visit_id: str) -> str:
     True
     """
     return hashlib.sha256(f"{subject_id}:{visit_id}".encode()).hexdigest()[:16]
-
-
-def plain_code(written: str) -> str:
-    """An ICD code without dots and blanks, in upper case.
-
-    >>> plain_code(" j18. 9")
-    'J189'
-    """
-    return "".join(written.split()).replace(".", "").upper()
 
 
 def normal_form(written: str) -> str:

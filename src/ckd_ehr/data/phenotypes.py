@@ -47,6 +47,8 @@ def labels_of(
 ) -> tuple[int, ...]:
     """The positions of the phenotypes that a code belongs to, by category or by code list.
 
+    A list of ICD-9-CM codes holds for UCI_ICD9 too, where it must name the truncated codes.
+
     >>> shock = Phenotype(name="Shock", ccs=(249,), icd10cm=("R579",))
     >>> labels_of("ICD9CM", "78551", 249, [shock]), labels_of("ICD9CM", "4019", 98, [shock])
     ((0,), ())
@@ -55,7 +57,7 @@ def labels_of(
         position
         for position, phenotype in enumerate(phenotypes)
         if ccs in phenotype.ccs
-        or (system == ICD9CM and code in phenotype.icd9cm)
+        or (system in (ICD9CM, UCI_ICD9) and code in phenotype.icd9cm)
         or (system == ICD10CM and code in phenotype.icd10cm)
     )
 

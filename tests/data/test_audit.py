@@ -93,6 +93,7 @@ COHORT_LEAKS: list[tuple[str, Change]] = [
     ),
     ("1 pairs have labels without a next visit", lambda v, p: p[2].update(labels=[True])),
     ("1 pairs have labels without a next visit", lambda v, p: p[3].update(labels=None)),
+    ("1 pairs have labels without a next visit", lambda v, p: v[2].update(diagnoses=[])),
     ("1 pairs mix visits of several patients", lambda v, p: v[4].update(subject_id=3)),
     (
         "1 unlabelled pairs stand outside train or follow a death",
@@ -110,6 +111,17 @@ def test_a_leak_planted_in_the_cohort_is_found(message: str, change: Change) -> 
     visit_rows, pair_rows = visits(), pairs()
     change(visit_rows, pair_rows)
     with pytest.raises(CkdEhrError, match=f"leak audit of stage 'cohort': {message}"):
+        check_cohort(visit_rows, pair_rows)
+
+
+def test_a_next_visit_that_was_not_coded_has_no_labels() -> None:
+    visit_rows, pair_rows = visits(), pairs()
+    visit_rows[2]["diagnoses"] = []
+    pair_rows[1]["labels"] = None
+    check_cohort(visit_rows, pair_rows)
+    visit_rows[4]["diagnoses"] = []
+    pair_rows[3]["labels"] = None
+    with pytest.raises(CkdEhrError, match="1 unlabelled pairs stand outside train"):
         check_cohort(visit_rows, pair_rows)
 
 

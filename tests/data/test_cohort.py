@@ -55,6 +55,19 @@ def test_visits_hold_what_their_stay_holds(tables: Tables, build: Stage) -> None
     assert [code["code"] for code in row["procedures"]] == ["3722"]
 
 
+def test_next_visits_without_diagnoses_are_counted_and_label_nothing(
+    tables: Tables, build: Stage
+) -> None:
+    whole = counts_of(build(tables))
+    rows = tables["DIAGNOSES_ICD"]
+    tables["DIAGNOSES_ICD"] = [row for row in rows if row["HADM_ID"] not in ("9012", "9022")]
+    counts = counts_of(build(tables))
+    assert whole["next_visits_without_diagnoses"] == 0
+    assert counts["next_visits_without_diagnoses"] == 2
+    assert counts["pairs_with_next_visit"] == whole["pairs_with_next_visit"]
+    assert counts["pairs_labelled"] == whole["pairs_labelled"] - 2
+
+
 def test_pairs_join_the_splits_by_patient(tables: Tables, build: Stage) -> None:
     pairs = read_table(build(tables) / "pairs.parquet", PAIRS)
     assert label_names(pairs.schema) == (

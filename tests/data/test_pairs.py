@@ -149,12 +149,21 @@ def test_labels_are_the_phenotypes_of_the_next_visit_alone() -> None:
     visits = table(
         visit("a", 0, 1, codes=("4280",)),
         visit("b", 5, 6, codes=("4019", "2749", "42831")),
-        visit("c", 9, 10),
+        visit("c", 9, 10, codes=("486",)),
+        visit("d", 19, 20),
     )
     counts = {("ICD9CM", code): 1 for code in ("4280", "4019", "2749", "42831")}
     matches = match_codes(counts, phenotypes)
     labelled = label_pairs(pair_visits(visits), visits, matches, n_labels=3)
-    assert labelled["labels"].to_pylist() == [[True, True, True], [False] * 3, None]
+    assert labelled["labels"].to_pylist() == [[True, True, True], [False] * 3, None, None]
+
+
+def test_a_next_visit_that_was_not_coded_labels_nothing() -> None:
+    visits = table(visit("a", 0, 1, codes=("4280",)), visit("b", 5, 6), visit("c", 9, 10))
+    pairs = pair_visits(visits)
+    labelled = label_pairs(pairs, visits, [], n_labels=2)
+    assert labelled["next_visit_id"].to_pylist() == ["b", "c", None]
+    assert labelled["labels"].to_pylist() == [None, None, None]
 
 
 def sampled(pairs: list[tuple[int, str, bool, float]], **limits: int | None) -> list[int]:

@@ -51,8 +51,9 @@ _COHORT_CHECKS = (
         "SELECT 1 FROM pairs WHERE list_contains(history, next_visit_id)",
     ),
     (
-        "pairs have labels without a next visit, or a next visit without labels",
-        "SELECT 1 FROM pairs WHERE (labels IS NULL) <> (next_visit_id IS NULL)",
+        "pairs have labels without a next visit that was coded, or such a visit without labels",
+        "SELECT 1 FROM pairs LEFT JOIN visits ON visits.visit_id = next_visit_id "
+        "WHERE (labels IS NULL) <> (coalesce(len(diagnoses), 0) = 0)",
     ),
     (
         "pairs mix visits of several patients",
@@ -63,7 +64,7 @@ _COHORT_CHECKS = (
     (
         "unlabelled pairs stand outside train or follow a death",
         "SELECT 1 FROM pairs JOIN visits ON visits.visit_id = history[-1] "
-        "WHERE next_visit_id IS NULL AND (split <> 'train' OR died)",
+        "WHERE (labels IS NULL AND split <> 'train') OR (next_visit_id IS NULL AND died)",
     ),
 )
 

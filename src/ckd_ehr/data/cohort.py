@@ -86,6 +86,9 @@ def build_pairs(
         "visits_without_pair": visits.num_rows - paired.num_rows,
         "pairs_of_one_history": paired.num_rows,
         "pairs_with_next_visit": paired.num_rows - paired["next_visit_id"].null_count,
+        "next_visits_without_diagnoses": (
+            labelled["labels"].null_count - paired["next_visit_id"].null_count
+        ),
         "pairs_unlabelled_outside_train": divided.num_rows - usable.num_rows,
         "pairs_cut_by_sampling": usable.num_rows - sampled.num_rows,
     }

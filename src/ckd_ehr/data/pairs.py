@@ -64,7 +64,11 @@ def pair_visits(
 def label_pairs(
     pairs: pa.Table, visits: pa.Table, matches: Sequence[CodeMatch], *, n_labels: int
 ) -> pa.Table:
-    """Add `labels`: which phenotypes the next visit's diagnoses have; null without next visit."""
+    """Add `labels`: which phenotypes the next visit's diagnoses have.
+
+    Null without a next visit, and where it has no diagnosis at all: it was not coded, which says
+    nothing about diseases.
+    """
     hits = [(match, label) for match in matches for label in match.labels]
     labels_of_codes = pa.table(
         {
@@ -79,10 +83,11 @@ def label_pairs(
                 SELECT visit_id, list(DISTINCT label) AS present
                 FROM (SELECT visit_id, unnest(diagnoses, recursive := true) FROM visits)
                 JOIN labels_of_codes USING (system, code) GROUP BY visit_id)
-            SELECT pairs.*, CASE WHEN next_visit_id IS NOT NULL THEN list_transform(
+            SELECT pairs.*, CASE WHEN len(coded.diagnoses) > 0 THEN list_transform(
                 range({n_labels}), lambda k: coalesce(list_contains(present, k), false)) END
                 AS labels
             FROM pairs LEFT JOIN found ON found.visit_id = next_visit_id
+                LEFT JOIN visits AS coded ON coded.visit_id = next_visit_id
             ORDER BY {PAIR_ORDER}""").to_arrow_table()
 
 

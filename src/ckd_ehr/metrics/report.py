@@ -39,10 +39,10 @@ FLOW = {
     "visits_kept": ("visits kept", False),
     "visits_without_pair": ("died with no later visit, or outside the age or history limits", True),
     "pairs_of_one_history": ("visits that end a history: one pair each", False),
-    "pairs_unlabelled_outside_train": ("no next visit, of tuning or held-out patients", True),
+    "pairs_unlabelled_outside_train": ("no coded next visit, of tuning or held-out patients", True),
     "pairs_cut_by_sampling": ("beyond the sample limits of the config", True),
     "pairs": ("pairs", False),
-    "pairs_labelled": ("of these with a next visit: labelled", False),
+    "pairs_labelled": ("of these with a coded next visit: labelled", False),
 }
 STUDENT = "student_distilled"
 

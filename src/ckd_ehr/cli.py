@@ -5,7 +5,6 @@ Every command is a thin edge over a room's functions, which it imports when it i
 Ignores: how anything is computed.
 """
 
-import json
 import os
 import sys
 import warnings
@@ -17,7 +16,7 @@ import click
 
 from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import RunDirectory
+from ckd_ehr.contracts.runs import RunDirectory, read_json
 from ckd_ehr.pipeline import STAGES, run_directory
 from ckd_ehr.trouble import exit_status_of
 
@@ -264,7 +263,6 @@ def _report_file(directory: RunDirectory) -> Path:
 
 
 def _show_report(directory: RunDirectory) -> None:
-    from ckd_ehr.contracts.runs import read_json
     from ckd_ehr.metrics.results import format_table
 
     metrics = read_json(directory.require("evaluation") / "metrics.json")
@@ -290,8 +288,10 @@ def _explain(
 
     names = ("cohort", "knowledge", "student")
     inputs = {name: directory.require(name) for name in names}
-    facts = json.loads((inputs["student"] / "distilled" / "predictor.json").read_text())
-    wanted = find_label(label, facts["labels"]) if label else None
+    predictor = inputs["student"] / "distilled" / "predictor.json"
+    facts = {**read_json(predictor), "run": directory.config().name}
+    labels = [phenotype.name for phenotype in directory.config().labels.selected]
+    wanted = find_label(label, labels) if label else None
     explanation = explain_pair(inputs, pair_id, directory.config())
     chosen = [wanted] if wanted else highest_risks(explanation, risks)
     _show(show_explanation(explanation, facts, chosen, top=top))

@@ -147,7 +147,6 @@ STAGES: tuple[Stage, ...] = (
             "teacher.model",
             "teacher.precision",
             "data.source",
-            "name",
             "seed",
             "device",
         ),

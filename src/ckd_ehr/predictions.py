@@ -35,7 +35,7 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
     predictor = StudentPredictor.load(directory.root)
     about = {
         "model": f"student_{predictor.facts.get('variant')}",
-        "run": str(predictor.facts.get("run")),
+        "run": directory.config().name,
         "trained_on": _pairs_of(predictor.facts, "train_pairs", "train"),
         "calibrated_on": _pairs_of(predictor.facts, "calibration_pairs", "tuning"),
         "condition": CONDITION,
@@ -92,7 +92,7 @@ def read_audited(directory: RunDirectory) -> "tuple[pa.Table, pa.Table, pa.Table
     """The tables `visits`, `pairs` and `narratives` (of both readers) of a run."""
     import pyarrow as pa
 
-    cohort, knowledge = directory.require("cohort"), directory.require("knowledge")
+    cohort, knowledge = (directory.require_intact(name) for name in ("cohort", "knowledge"))
     texts = [
         read_table(knowledge / f"{name}.parquet", NARRATIVES) for name in ("teacher", "student")
     ]

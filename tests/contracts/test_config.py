@@ -143,3 +143,11 @@ def test_the_name_defaults_to_the_file_and_settings_are_frozen(tmp_path: Path) -
 def test_a_config_survives_json() -> None:
     config = build_config({"name": "a", "labels": {"only_ccs": [49]}, "data": {"root": "x"}})
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400"])
+def test_numbers_are_finite(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\n")
+    with pytest.raises(CkdEhrError, match=r"student\.epochs"):
+        load_config(path, [f"student.epochs={value}"])

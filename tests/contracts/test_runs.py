@@ -385,3 +385,37 @@ def test_a_broken_table_is_named_with_its_remedy(tmp_path: Path) -> None:
     write_table(pa.table({"pair_id": ["a"]}), path, SCHEMA)
     with pytest.raises(CkdEhrError, match="columns missing: fold"):
         read_table(path, wide)
+
+
+def test_a_run_of_other_records_is_not_overwritten(finished: Pipeline) -> None:
+    before = contents(finished.directory.root)
+    with pytest.raises(CkdEhrError, match=r"holds a run of source 'simulated'.*--out"):
+        finished.run(data={"source": "mimic3", "root": "x"})
+    assert contents(finished.directory.root) == before
+
+
+def test_a_refused_command_leaves_the_record_of_the_run(finished: Pipeline) -> None:
+    before = (finished.directory.root / "run.json").read_bytes()
+
+    def absent(_: RunConfig) -> dict[str, str]:
+        raise CkdEhrError("x: no such folder")
+
+    first, *others = finished.directory.stages
+    broken = RunDirectory(
+        finished.directory.root, [Stage(**{**vars(first), "externals": absent}), *others]
+    )
+    with pytest.raises(CkdEhrError, match="no such folder"):
+        broken.execute(config(student={"epochs": 2}), command=["t"], say=lambda _: None)
+    assert (finished.directory.root / "run.json").read_bytes() == before
+
+
+def test_a_damaged_output_is_named_before_it_is_read(finished: Pipeline) -> None:
+    model = finished.directory.folder("student") / "model"
+    whole = model.read_bytes()
+    model.write_bytes(whole + b"x")
+    with pytest.raises(CkdEhrError, match=r"student/model: missing or damaged.*ckd-ehr run"):
+        finished.directory.require("student")
+    model.write_bytes(bytes(byte ^ 1 for byte in whole))
+    assert finished.directory.require("student")
+    with pytest.raises(CkdEhrError, match=r"student/model: changed since"):
+        finished.directory.require_intact("student")

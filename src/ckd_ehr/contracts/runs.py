@@ -118,11 +118,32 @@ class RunDirectory:
     def require(self, stage_name: str) -> Path:
         """The stage's folder; an error that names the remedy if it has not finished."""
         folder = self.folder(stage_name)
-        if not (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        if manifest is None:
             raise CkdEhrError(
                 f"{self.root}: stage '{stage_name}' has not finished; "
                 f"finish it with: ckd-ehr run CONFIG --out {self.root}"
             )
+        for name, record in manifest.outputs.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != record.bytes:
+                raise CkdEhrError(
+                    f"{file}: missing or damaged since its stage finished; "
+                    f"make it again with: ckd-ehr run CONFIG --out {self.root}"
+                )
+        return folder
+
+    def require_intact(self, stage_name: str) -> Path:
+        """As `require`, and every output still has the hash it was published with."""
+        folder = self.require(stage_name)
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        for name, record in manifest.outputs.items():
+            if sha256_of(folder / name) != record.sha256:
+                raise CkdEhrError(
+                    f"{folder / name}: changed since its stage finished; "
+                    f"make it again with: ckd-ehr run CONFIG --out {self.root}"
+                )
         return folder
 
     def out_of_date(self, stage_name: str) -> str | None:
@@ -193,18 +214,42 @@ class RunDirectory:
     ) -> None:
         """Bring every stage up to date, in order, skipping those that are."""
         with self.locked():
+            self._refuse_another_source(config)
+            wanted = self._until(until)
+            # What is missing outside the run is told before anything is changed.
+            externals = {stage.name: stage.externals(config) for stage in wanted}
             about = {"command": list(command), "commit": commit(), "machine": machine_facts()}
             write_json(self.root / "run.json", {"config": config.model_dump(mode="json"), **about})
-            for number, stage in enumerate(self.stages, start=1):
-                self._bring_up_to_date(stage, config, say=say, tag=f"[{number}/{len(self.stages)}]")
-                if stage.name == until:
-                    break
+            for number, stage in enumerate(wanted, start=1):
+                tag = f"[{number}/{len(self.stages)}]"
+                self._bring_up_to_date(stage, config, externals[stage.name], say=say, tag=tag)
+
+    def _until(self, last: str | None) -> tuple[Stage, ...]:
+        names = [stage.name for stage in self.stages]
+        return self.stages if last is None else self.stages[: names.index(last) + 1]
+
+    def _refuse_another_source(self, config: RunConfig) -> None:
+        """A finished run of other records must not be overwritten by a slip of `--out`."""
+        if not (self.root / "run.json").is_file():
+            return
+        earlier = self.config().data.source
+        if earlier != config.data.source:
+            raise CkdEhrError(
+                f"{self.root}: holds a run of source '{earlier}', this one is of "
+                f"'{config.data.source}'; give another folder with --out, or delete this one"
+            )
 
     def _bring_up_to_date(
-        self, stage: Stage, config: RunConfig, *, say: Callable[[str], None], tag: str
+        self,
+        stage: Stage,
+        config: RunConfig,
+        externals: Mapping[str, str],
+        *,
+        say: Callable[[str], None],
+        tag: str,
     ) -> None:
         inputs = {name: self.folder(name) for name, _ in map(_split_read, stage.reads)}
-        digests = {**self._read_digests(stage), **stage.externals(config)}
+        digests = {**self._read_digests(stage), **externals}
         fingerprint = fingerprint_of(stage, config, digests)
         target = self.folder(stage.name)
         _finish_interrupted_publish(target)
@@ -407,8 +452,8 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         table = pq.read_table(path)
     except FileNotFoundError:
         raise CkdEhrError(f"{path}: missing; run the stage that writes it") from None
-    except pa.ArrowInvalid as error:
-        raise CkdEhrError(f"{path}: not a whole Parquet file ({error}); rerun its stage") from None
+    except (pa.ArrowInvalid, OSError):
+        raise CkdEhrError(f"{path}: not a whole Parquet file; rerun its stage") from None
     missing = [name for name in schema.names if name not in table.schema.names]
     if missing:
         raise CkdEhrError(f"{path}: columns missing: {', '.join(missing)}")

@@ -242,7 +242,6 @@ def _finish(
     save_head(folder, model.head, pairs.label_names)
     write_json(folder / "training.json", history)
     facts = {
-        "run": context.config.name,
         "variant": variant,
         "data_source": context.config.data.source,
         "labels": list(pairs.label_names),

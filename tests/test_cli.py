@@ -165,7 +165,13 @@ def test_a_config_error_leaves_an_earlier_run_alone(
     [
         (OSError(errno.ENOSPC, "No space left on device", "/disk/file"), 2, "/disk/file: no space"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "no space left"),
-        (PermissionError(errno.EACCES, "denied", "/disk/file"), 2, "/disk/file: no permission"),
+        (
+            PermissionError(errno.EACCES, "denied", "/disk/file"),
+            2,
+            "/disk/file: denied; change its",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/disk/x"), 2, "cannot be written to"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
         (ModuleNotFoundError("no torch", name="torch"), 2, "pip install 'ckd-ehr[train]'"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],

@@ -15,14 +15,13 @@ TRAINING = frozenset(
     {"accelerate", "gguf", "peft", "safetensors", "sentencepiece", "tokenizers", "torch",
      "transformers"}
 )  # fmt: skip
-_OS_REMEDY = (
-    "give another place: --out for results, CKD_EHR_CACHE for weights, data.root for tables"
-)
-_OS_REMEDIES = {
-    errno.EACCES: f"change its permissions, or {_OS_REMEDY}",
-    errno.EPERM: f"change its permissions, or {_OS_REMEDY}",
-    errno.ENOTDIR: f"a part of this path is a file; {_OS_REMEDY}",
-    errno.EEXIST: f"a file stands where a folder is needed; {_OS_REMEDY}",
+ELSEWHERE = "give another place: --out for results, CKD_EHR_CACHE for weights, data.root for tables"
+PLACES: dict[int | None, str] = {
+    errno.EACCES: f"change its permissions, or {ELSEWHERE}",
+    errno.EPERM: f"change its permissions, or {ELSEWHERE}",
+    errno.EROFS: f"this disk cannot be written to; {ELSEWHERE}",
+    errno.ENOTDIR: f"a part of this path is a file; {ELSEWHERE}",
+    errno.EEXIST: f"a file stands where a folder is needed; {ELSEWHERE}",
 }
 RESUME = "the same command resumes"
 
@@ -57,12 +56,9 @@ def message_of(error: BaseException) -> str | None:
     if _is_full(error):
         place = getattr(error, "filename", None) or "the disk that is written to"
         return f"{place}: no space left; earlier results are intact. Free some space: {RESUME}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return (
-            f"{error.filename}: {error.strerror}; {_OS_REMEDIES.get(error.errno or 0, _OS_REMEDY)}"
-        )
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return f"{error.strerror}; {_OS_REMEDY}"
+    if isinstance(error, OSError) and error.errno in PLACES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {PLACES[error.errno]}"
     if type(error).__name__ == "SafetensorError":
         return f"a weights file is damaged ({error}); delete its stage's folder and run again"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAINING:

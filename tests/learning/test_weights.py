@@ -103,3 +103,21 @@ def test_the_digest_of_a_folder_changes_with_its_content(cache: Path) -> None:
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     weights.model_digest.cache_clear()
     assert weights.model_digest(str(folder)) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [("config.json", "configuration"), ("model.safetensors", "weights"), ("tokenizer.json", "tok")],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_name(cache: Path, file: str, part: str) -> None:
+    folder = Path(tiny_bert(cache / "bert"))
+    (folder / file).unlink()
+    with pytest.raises(CkdEhrError, match=f"its {part}.* is missing"):
+        weights.resolve_model(str(folder))
+
+
+def test_a_folder_with_a_broken_configuration_is_refused_by_name(cache: Path) -> None:
+    folder = Path(tiny_bert(cache / "bert"))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CkdEhrError, match=r"config\.json: not valid JSON"):
+        weights.resolve_model(str(folder))

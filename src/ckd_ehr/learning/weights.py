@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import sha256_of
+from ckd_ehr.contracts.runs import read_json, sha256_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +32,13 @@ PYPI = re.compile(
     r"(#sha256=(?P<sha256>[0-9a-f]{64}))?$"
 )
 HUB_ID = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[A-Za-z0-9._/-]+)?$")
+
+
+MODEL_FILES = {
+    "configuration": ("config.json",),
+    "weights": ("*.safetensors", "*.bin"),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,7 @@ def resolve_model(name: str) -> Path:
     if wheel is not None:
         return _unpacked(wheel)
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise CkdEhrError(f"model folder {name}: config.json is missing; is it a model?")
+        _check_folder(Path(name))
         return Path(name)
     if not HUB_ID.match(name) or name.startswith((".", "/", "~")):
         raise CkdEhrError(f"model '{name}': neither a folder, nor a hub id, nor a pypi:// name")
@@ -170,6 +176,17 @@ def token_counter(name: str) -> Callable[[str], int]:
         return len(tokenizer.encode(text)) + 1
 
     return count_tokens
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be a model: configuration, weights and tokenizer are needed."""
+    for part, patterns in MODEL_FILES.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise CkdEhrError(
+                f"model folder {folder}: its {part} is missing ({' or '.join(patterns)}); "
+                f"copy the whole folder of the model"
+            )
+    read_json(folder / "config.json")
 
 
 def _unpacked(wheel: WheelPath) -> Path:

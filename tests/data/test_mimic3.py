@@ -233,8 +233,30 @@ def test_tables_without_rows_are_refused(
     root = write_tables(tables, tmp_path / "tables")
     for name, rows in tables.items():
         write_csv([], root / f"{name}.csv", header=list(rows[0]))
-    with pytest.raises(CkdEhrError, match=r"the source's tables hold no usable row"):
+    with pytest.raises(CkdEhrError, match=r"^ADMISSIONS\.csv: no rows .*export the table again"):
         make_events(root)
+
+
+def test_admissions_without_rows_are_blamed_before_any_other_table(
+    tables: Tables, tmp_path: Path, make_events: Stage
+) -> None:
+    root = write_tables(tables, tmp_path / "tables")
+    write_csv([], root / "ADMISSIONS.csv", header=list(tables["ADMISSIONS"][0]))
+    with pytest.raises(CkdEhrError, match=r"^ADMISSIONS\.csv: no rows") as error:
+        make_events(root)
+    assert "DIAGNOSES_ICD" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "remedy"),
+    [("HOSPITAL_EXPIRE_FLAG", "Y", "write 0 or 1"), ("HADM_ID", "H1", "MEDS needs 64-bit")],
+)
+def test_a_value_that_is_no_number_has_the_remedy_of_its_column(
+    tables: Tables, tmp_path: Path, make_events: Stage, column: str, value: str, remedy: str
+) -> None:
+    tables["ADMISSIONS"][0] |= {column: value}
+    with pytest.raises(CkdEhrError, match=rf"are no whole number; {remedy}"):
+        make_events(write_tables(tables, tmp_path / "tables"))
 
 
 def test_without_data_root_the_error_names_it(make_events: Stage) -> None:

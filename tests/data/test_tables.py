@@ -65,6 +65,22 @@ def test_missing_folder_names_data_root(tmp_path: Path) -> None:
         require_table(tmp_path / "nowhere", "ADMISSIONS")
 
 
+def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "ADMISSIONS.csv"
+    path.write_text(DRUGS)
+    with pytest.raises(CkdEhrError, match=r"ADMISSIONS\.csv: is a file; give its folder as data"):
+        require_table(path, "ADMISSIONS")
+
+
+def test_a_column_that_stands_twice_is_refused_if_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.csv"
+    path.write_text("subject_id,drug,SUBJECT_ID \n1,Aspirin,2\n")
+    with pytest.raises(CkdEhrError, match=r"column 'subject_id' stands twice .*; keep one"):
+        read(path)
+    path.write_text("subject_id,drug,note,note\n1,Aspirin,a,b\n")
+    assert read(path) == [("1", "Aspirin")]
+
+
 def test_a_table_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("PRESCRIPTIONS.csv", "prescriptions.csv.gz"):
         (tmp_path / name).write_text(DRUGS)

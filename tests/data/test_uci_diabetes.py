@@ -1,5 +1,6 @@
 """UCI Diabetes-130 → MEDS: order, synthetic times, truncated codes, what is never read."""
 
+import gzip
 import json
 import zipfile
 from pathlib import Path
@@ -120,7 +121,11 @@ def test_zip_csv_and_folder_give_the_same_events(
     with zipfile.ZipFile(archive, "w") as file:
         for path in csv_file.parent.iterdir():
             file.write(path, f"dataset_diabetes/{path.name}")
-    for root in (csv_file, archive, archive.parent):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for path in csv_file.parent.iterdir():
+        (packed / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for root in (csv_file, archive, archive.parent, packed, packed / f"{TABLE}.csv.gz"):
         assert events_of(make_events(root, source="uci_diabetes")) == expected
 
 
@@ -143,6 +148,17 @@ def test_numbers_with_a_decimal_point_lose_it_and_others_are_refused(read: Stage
     assert ("HOSPITAL_DISCHARGE//DIED", "2000-01-04", None, "7") in events
     with pytest.raises(CkdEhrError, match=r"'encounter_id': 1 values of the form '9\.9' are no"):
         read(encounter("7.6", "1"))
+    with pytest.raises(CkdEhrError, match=r"'time_in_hospital': .*; write whole days"):
+        read(encounter("7", "1", time_in_hospital="three"))
+
+
+def test_a_mapping_cut_off_is_refused(read: Stage, tmp_path: Path, make_events: Stage) -> None:
+    read(encounter("1", "1"))
+    mapping = tmp_path / "uci" / "IDs_mapping.csv"
+    mapping.with_name("IDs_mapping.csv.gz").write_bytes(gzip.compress(MAPPING.encode())[:-9])
+    mapping.unlink()
+    with pytest.raises(CkdEhrError, match=r"IDs_mapping\.csv\.gz: the gzip file is cut off"):
+        make_events(tmp_path / "uci", source="uci_diabetes")
 
 
 def test_a_missing_column_is_refused(read: Stage) -> None:
@@ -171,5 +187,5 @@ def test_a_broken_or_foreign_zip_is_refused(
 
 def test_a_folder_without_the_data_is_refused(tmp_path: Path, make_events: Stage) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CkdEhrError, match=r"found 0 of diabetic_data\.csv or \*\.zip"):
+    with pytest.raises(CkdEhrError, match=r"found 0 of diabetic_data\.csv, .* or \*\.zip"):
         make_events(tmp_path / "empty", source="uci_diabetes")

@@ -32,6 +32,7 @@ from ckd_ehr.contracts.records import (
 from ckd_ehr.data.sources.dataset import open_events, write_dataset
 from ckd_ehr.data.sources.drug_names import drug_name
 from ckd_ehr.data.sources.tables import (
+    NUMBER_IDS,
     check_renames,
     connect,
     count,
@@ -60,7 +61,12 @@ OPTIONAL_COLUMNS = {
     "DIAGNOSES_ICD": ("seq_num",),
     "PROCEDURES_ICD": ("seq_num",),
 }
-WHOLE_NUMBERS = ("subject_id", "hadm_id", "hospital_expire_flag")
+# Columns of whole numbers, each with what to do about a value that is none.
+WHOLE_NUMBERS = {
+    "subject_id": NUMBER_IDS,
+    "hadm_id": NUMBER_IDS,
+    "hospital_expire_flag": "write 0 or 1 (1: the stay ended in death)",
+}
 ICD_CODE = r"upper(regexp_replace(icd9_code, '[\s.]', '', 'g'))"
 # Coarse, because finer groups have too few patients to report on.
 ETHNICITY_GROUP = """CASE
@@ -151,9 +157,9 @@ def _load(
         renames=settings.columns,
     )
     load(connection, table, into=name.lower(), query=query)
-    for column in WHOLE_NUMBERS:
+    for column, remedy in WHOLE_NUMBERS.items():
         if column in required:
-            require_whole_numbers(connection, name.lower(), column, path)
+            require_whole_numbers(connection, name.lower(), column, path, remedy=remedy)
     return path
 
 
@@ -172,6 +178,7 @@ def _add_stays(
         "AND admittime IS NOT NULL AND dischtime IS NOT NULL",
         lacking="patient, stay or time",
     )  # fmt: skip
+    _refuse_no_rows(connection, "admissions", path)
     connection.execute(_STAYS)
     shared = count(
         connection,
@@ -308,6 +315,14 @@ def _say_dropped(
     if dropped:
         connection.execute(f"DELETE FROM {table} WHERE ({usable}) IS NOT TRUE")
         say(f"{path.name}: {dropped} rows without {lacking} dropped")
+
+
+def _refuse_no_rows(connection: duckdb.DuckDBPyConnection, table: str, path: Path) -> None:
+    if not count(connection, f"SELECT count(*) FROM {table}"):
+        raise CkdEhrError(
+            f"{path.name}: no rows with a patient, a stay and its times; export the table again, "
+            "with its rows"
+        )
 
 
 def _refuse_foreign_table(

@@ -25,6 +25,7 @@ EXTENSIONS = (".csv", ".csv.gz")
 MEMORY_LIMIT = "1GB"
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]*")
 NUMBER = re.compile(r"[-+]?[0-9.]+")
+NUMBER_IDS = "MEDS needs 64-bit integer ids: number them first"
 FULL_TEXT = "No space left"
 
 
@@ -59,6 +60,8 @@ def quoted(text: str) -> str:
 
 def find_table(root: Path, name: str) -> Path | None:
     """The file of a table: `.csv` or `.csv.gz`, upper or lower case; None where absent."""
+    if root.is_file():
+        raise CkdEhrError(f"{root}: is a file; give its folder as data.root=PATH")
     if not root.is_dir():
         raise CkdEhrError(f"{root}: no such folder; give the tables' folder as data.root=PATH")
     wanted = {f"{name}{extension}".casefold() for extension in EXTENSIONS}
@@ -93,12 +96,18 @@ def describe_table(
 ) -> SourceTable:
     """Match the wanted columns against the file's header, without regard to case."""
     header = read_header(path)
-    place = {column.strip().casefold(): index for index, column in enumerate(header)}
+    columns = [column.strip().casefold() for column in header]
+    place = {column: index for index, column in enumerate(columns)}
     given = _renames_of(name, renames)
     positions = {}
     for wanted in (*required, *optional):
         actual = given.get(wanted.casefold(), wanted)
         positions[wanted] = place.get(actual.casefold())
+        if columns.count(actual.casefold()) > 1:
+            raise CkdEhrError(
+                f"{path.name}: column '{actual}' stands twice in the header; keep one of them, or "
+                f"rename both and map the right one with data.columns.{name}.{wanted}=NAME"
+            )
         if positions[wanted] is None and (wanted in required or wanted.casefold() in given):
             if not looks_like_header(header):
                 raise CkdEhrError(
@@ -130,7 +139,7 @@ def check_renames(
 def read_header(path: Path) -> tuple[str, ...]:
     """The column names in a file's first line."""
     try:
-        with _open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             header = next(csv.reader(text), None)
     except (UnicodeDecodeError, OSError, EOFError, zlib.error):
         raise explain_unreadable(path) from None
@@ -196,7 +205,7 @@ def readable(path: Path) -> Iterator[None]:
 def explain_unreadable(path: Path) -> CkdEhrError:
     """Why a file cannot be read: looked up only after a read has failed."""
     try:
-        with _open_bytes(path) as file:
+        with open_bytes(path) as file:
             reader = io.TextIOWrapper(file, "utf-8", newline="")
             while reader.read(1 << 20):
                 pass
@@ -218,14 +227,19 @@ def explain_unreadable(path: Path) -> CkdEhrError:
 
 
 def require_whole_numbers(
-    connection: duckdb.DuckDBPyConnection, table: str, column: str, path: Path
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    column: str,
+    path: Path,
+    *,
+    remedy: str = NUMBER_IDS,
 ) -> None:
-    """Refuse ids that are no 64-bit integers (nulls pass); `142345.0` becomes `142345`."""
+    """Refuse what is no 64-bit integer (nulls pass); `142345.0` becomes `142345`."""
     digits = f"regexp_extract({column}, '^([0-9]+)([.]0*)?$', 1)"
     _refuse(
         connection, table, column, path,
         parsed=f"try_cast({digits} AS BIGINT)",
-        problem="no whole number; MEDS needs 64-bit integer ids: number them first",
+        problem=f"no whole number; {remedy}",
     )  # fmt: skip
     connection.execute(f"UPDATE {table} SET {column} = {digits} WHERE contains({column}, '.')")
 
@@ -284,7 +298,8 @@ def _is_gzip(path: Path) -> bool:
     return path.name.casefold().endswith(".gz")
 
 
-def _open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> BinaryIO:
+    """A file's bytes, unzipped where its name ends in .gz."""
     if _is_gzip(path):
         return cast(BinaryIO, gzip.open(path, "rb"))
     return path.open("rb")

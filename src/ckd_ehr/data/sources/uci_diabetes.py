@@ -1,15 +1,16 @@
 """Diabetes 130-US Hospitals 1999–2008 (Strack et al. 2014, doi 10.24432/C5230J) → MEDS.
 
 In: the zip as published, `diabetic_data.csv`, or a folder with either; `IDs_mapping.csv` beside it
-names admission types. Out: a MEDS dataset with `encounter_id` as `visit_id` and synthetic times.
-Ignores: laboratory summaries, counts of earlier visits, payer, specialty, and `readmitted`, which
-says whether there is a next visit. Visits are ordered by encounter_id, an assumption: the data
-have no dates. Diagnoses keep their truncated codes, under a system of their own.
+names admission types; both may be gzipped. Out: a MEDS dataset with `encounter_id` as `visit_id`
+and synthetic times. Ignores: laboratory summaries, counts of earlier visits, payer, specialty, and
+`readmitted`, which says whether there is a next visit. Visits are ordered by encounter_id, an
+assumption: the data have no dates. Diagnoses keep their truncated codes, under their own system.
 """
 
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,11 +34,15 @@ from ckd_ehr.contracts.records import (
 )
 from ckd_ehr.data.sources.dataset import open_events, write_dataset
 from ckd_ehr.data.sources.tables import (
+    NUMBER_IDS,
     check_renames,
     connect,
     count,
     describe_table,
+    explain_unreadable,
+    find_table,
     load,
+    open_bytes,
     require_whole_numbers,
 )
 from ckd_ehr.data.truncated_icd9 import truncated_title_of
@@ -57,10 +62,14 @@ COLUMNS = (
     "encounter_id", "patient_nbr", "race", "gender", "age", "admission_type_id",
     "discharge_disposition_id", "time_in_hospital", *DIAGNOSES, *DRUGS,
 )  # fmt: skip
-WHOLE_NUMBERS = (
-    "encounter_id", "patient_nbr", "time_in_hospital", "admission_type_id",
-    "discharge_disposition_id",
-)  # fmt: skip
+# Columns of whole numbers, each with what to do about a value that is none.
+WHOLE_NUMBERS = {
+    "encounter_id": NUMBER_IDS,
+    "patient_nbr": NUMBER_IDS,
+    "time_in_hospital": "write whole days",
+    "admission_type_id": f"write its number in {MAPPING}",
+    "discharge_disposition_id": f"write its number in {MAPPING}",
+}
 # IDs_mapping.csv: expired; expired at home, in a medical facility, place unknown (hospice).
 DEATHS = ("11", "19", "20", "21")
 UNKNOWN_TYPES = ("NULL", "NOT AVAILABLE", "NOT MAPPED")
@@ -87,8 +96,8 @@ def files(settings: DataConfig) -> list[Path]:
     source = _find(settings)
     if _is_zip(source):
         return [source]
-    mapping = source.with_name(f"{MAPPING}.csv")
-    return [source, mapping] if mapping.is_file() else [source]
+    mapping = find_table(source.parent, MAPPING)
+    return [source] if mapping is None else [source, mapping]
 
 
 def extract(settings: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
@@ -117,12 +126,12 @@ def _find(settings: DataConfig) -> Path:
         return root
     if not root.is_dir():
         raise CkdEhrError(f"{root}: no such file or folder; give the data as data.root=PATH")
-    tables = [path for path in sorted(root.iterdir()) if path.name.casefold() == f"{TABLE}.csv"]
+    table = find_table(root, TABLE)
     zips = [path for path in sorted(root.iterdir()) if _is_zip(path)]
-    found = tables or zips
+    found = [table] if table else zips
     if len(found) != 1:
         raise CkdEhrError(
-            f"{root}: found {len(found)} of {TABLE}.csv or *.zip, need one; "
+            f"{root}: found {len(found)} of {TABLE}.csv, {TABLE}.csv.gz or *.zip, need one; "
             "name the file itself as data.root=PATH"
         )
     return found[0]
@@ -135,8 +144,8 @@ def _is_zip(path: Path) -> bool:
 def _unpack(source: Path, work: Path) -> tuple[Path, str | None]:
     """The table's path, unpacked if need be, and the text of the mapping, if there is one."""
     if not _is_zip(source):
-        mapping = source.with_name(f"{MAPPING}.csv")
-        return source, mapping.read_text("utf-8", "replace") if mapping.is_file() else None
+        mapping = find_table(source.parent, MAPPING)
+        return source, None if mapping is None else _read_mapping(mapping)
     try:
         with zipfile.ZipFile(source) as archive:
             members = {Path(name).name.casefold(): name for name in archive.namelist()}
@@ -153,6 +162,14 @@ def _unpack(source: Path, work: Path) -> tuple[Path, str | None]:
         raise CkdEhrError(
             f"{source.name}: not an intact zip; download the data set again (UCI 296)"
         ) from None
+
+
+def _read_mapping(path: Path) -> str:
+    try:
+        with open_bytes(path) as file:
+            return file.read().decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error):
+        raise explain_unreadable(path) from None
 
 
 def _text_of(archive: zipfile.ZipFile, name: str | None) -> str | None:
@@ -179,8 +196,8 @@ def _admission_types(mapping: str | None) -> pa.Table:
 def _check_rows(
     connection: duckdb.DuckDBPyConnection, path: Path, say: Callable[[str], None]
 ) -> None:
-    for column in WHOLE_NUMBERS:
-        require_whole_numbers(connection, TABLE, column, path)
+    for column, remedy in WHOLE_NUMBERS.items():
+        require_whole_numbers(connection, TABLE, column, path, remedy=remedy)
     unusable = "encounter_id IS NULL OR patient_nbr IS NULL OR time_in_hospital IS NULL"
     dropped = count(connection, f"SELECT count(*) FROM {TABLE} WHERE {unusable}")
     if dropped:

@@ -8,7 +8,7 @@ import meds
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hospital import Stage, Tables, write_tables
+from hospital import HEART_FAILURE, HYPERTENSION, Stage, Tables, write_csv, write_tables
 
 from ckd_ehr.contracts.config import SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -16,6 +16,7 @@ from ckd_ehr.contracts.records import PAIRS, PHENOTYPES_25, VISITS, label_names
 from ckd_ehr.contracts.runs import read_json, read_table, sha256_of
 from ckd_ehr.data.splits import assign_splits
 
+ROOT = Path(__file__).parent.parent.parent
 TWO_LABELS = {"only_ccs": [108, 98]}
 
 
@@ -145,11 +146,39 @@ def test_ages_from_90_on_become_90(tables: Tables, build: Stage) -> None:
     assert visits["9021"]["age_years"] == pytest.approx(89.0, abs=0.01)
 
 
+def test_a_birth_after_admission_or_unknown_leaves_the_age_out(
+    tables: Tables, build: Stage, said: list[str]
+) -> None:
+    tables["PATIENTS"][0] |= {"DOB": "2050-02-01 00:00:00"}
+    tables["PATIENTS"][1] |= {"DOB": ""}
+    tables["PATIENTS"][2] |= {"DOB": "2050-01-01 00:00:00"}
+    cohort = build(tables)
+    ages = {name: row["age_years"] for name, row in visits_of(cohort).items()}
+    assert (ages["9011"], ages["9021"], ages["9031"]) == (None, None, 0)
+    assert ages["9012"] == pytest.approx(28 / 365.25)
+    assert counts_of(cohort)["visits_with_birth_after_admission"] == 1
+    assert "1 visits before their patient's birth: age left out" in said
+
+
+def test_a_sex_other_than_f_or_m_is_left_out_and_counted(
+    tables: Tables, build: Stage, said: list[str]
+) -> None:
+    for row, sex in zip(tables["PATIENTS"], ("m", "1", "Female", ""), strict=False):
+        row["GENDER"] = sex
+    cohort = build(tables)
+    visits = visits_of(cohort)
+    assert [visits[f"90{n}1"]["sex"] for n in range(1, 6)] == ["M", None, None, None, "F"]
+    assert counts_of(cohort)["patients_with_sex_not_read"] == 2
+    assert "2 patients with a sex other than F or M: sex left out" in said
+
+
 def test_an_empty_cohort_is_refused(tables: Tables, build: Stage) -> None:
     for row in tables["ADMISSIONS"]:
         row["DISCHTIME"] = "2049-01-01 00:00:00"
-    with pytest.raises(CkdEhrError, match="empty cohort: none of 80 visits has an admission"):
+    with pytest.raises(CkdEhrError, match="empty cohort: none of 80 visits has an admission") as e:
         build(tables)
+    heading = str(e.value).split("'")[-2]
+    assert f"\n## {heading}\n" in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def test_patients_of_one_stay_each_are_refused(tables: Tables, build: Stage) -> None:
@@ -185,7 +214,56 @@ def test_a_label_nobody_has_is_said_and_counted(
     assert isinstance(splits, dict)
     assert [splits[name]["positives"]["Shock"] for name in splits] == [0, 0, 0]
     assert splits["train"]["prevalence"]["Shock"] == 0
-    assert any(line.startswith("warning: no pair has Shock") for line in said)
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert warning.startswith("warning: 1 of 2 labels have no positive train pair")
+    assert warning.endswith(": Shock")
+
+
+def test_labels_without_a_positive_in_train_are_joined_by_dots(
+    tables: Tables, build: Stage, said: list[str]
+) -> None:
+    splits = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
+    train = {str(row["subject_id"]) for row in splits if row["split"] == "train"}
+    for row in tables["DIAGNOSES_ICD"]:
+        row["ICD9_CODE"] = HYPERTENSION if row["SUBJECT_ID"] in train else HEART_FAILURE
+    build(tables, labels={"only_ccs": [108, 249, 98]})
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert warning.startswith("warning: 2 of 3 labels")
+    assert warning.endswith(": Congestive heart failure; nonhypertensive · Shock")
+
+
+@pytest.mark.parametrize(
+    ("code", "coverage"),
+    [
+        (None, "(the visits hold no diagnosis code)"),
+        ("HTN", "(ICD9CM: 80 codes, 0 with a CCS category, 0 of a label)"),
+        ("78552", "(ICD9CM: 80 codes, 80 with a CCS category, 0 of a label)"),
+    ],
+)
+def test_diagnoses_that_label_nothing_are_refused(
+    tables: Tables, tmp_path: Path, make_events: Stage, make_cohort: Stage,
+    code: str | None, coverage: str,
+) -> None:  # fmt: skip
+    root = write_tables(tables, tmp_path / "tables")
+    rows = [row | {"ICD9_CODE": code} for row in tables["DIAGNOSES_ICD"] if code is not None]
+    header = list(tables["DIAGNOSES_ICD"][0])
+    write_csv(rows, root / "DIAGNOSES_ICD.csv", header=header)
+    with pytest.raises(CkdEhrError) as error:
+        make_cohort(make_events(root), labels=TWO_LABELS)
+    message = str(error.value)
+    assert message.startswith("DIAGNOSES: no positive for any label among ")
+    assert coverage in message
+    assert "data.columns" in message
+
+
+def test_diagnoses_only_outside_train_are_refused(tables: Tables, build: Stage) -> None:
+    splits = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
+    train = {str(row["subject_id"]) for row in splits if row["split"] == "train"}
+    for row in tables["DIAGNOSES_ICD"]:
+        row["ICD9_CODE"] = "25000" if row["SUBJECT_ID"] in train else HEART_FAILURE
+    found = rf"no positive for any label among {len(train)} labelled train pairs"
+    with pytest.raises(CkdEhrError, match=found):
+        build(tables)
 
 
 def test_one_stay_under_two_patients_is_refused_whatever_the_source(
@@ -210,6 +288,23 @@ def test_sampling_never_splits_a_patient_and_is_counted(tables: Tables, build: S
     assert found == {"train": 10, "tuning": 1, "held_out": 2}
     assert pairs["labels"].null_count == 5
     assert counts_of(cohort)["pairs_cut_by_sampling"] > 0
+
+
+@pytest.mark.parametrize("split", ["train", "tuning"])
+def test_a_split_emptied_by_sampling_names_the_limit(
+    tables: Tables, build: Stage, split: str
+) -> None:
+    # Three stays a patient make two labelled pairs, of which a limit of one keeps none.
+    for name in ("ADMISSIONS", "DIAGNOSES_ICD"):
+        for row in tables[name][1::2]:
+            later = {"ADMITTIME": "2050-05-01 10:00:00", "DISCHTIME": "2050-05-05 12:00:00"}
+            third = row | {"HADM_ID": row["HADM_ID"] + "3"} | (later if "ADMITTIME" in row else {})
+            tables[name].append(third)
+    with pytest.raises(CkdEhrError) as error:
+        build(tables, cohort={"sample": {split: 1}})
+    message = str(error.value)
+    assert message.startswith(f"no labelled pair in split '{split}': cohort.sample.{split} (1)")
+    assert "splits.seed" not in message
 
 
 def test_equal_events_give_equal_bytes(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ckd_ehr.contracts.config import CohortConfig, RunConfig, SplitsConfig
+from ckd_ehr.contracts.config import CohortConfig, RunConfig, SampleConfig, SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import PAIRS, VISITS, with_label_names
 from ckd_ehr.contracts.runs import StageContext, write_json, write_table
@@ -33,9 +33,10 @@ from ckd_ehr.data.visits import read_visits
 
 @dataclass(frozen=True)
 class BuiltPairs:
-    """The pairs of a cohort, and the counts of those left out on the way."""
+    """The pairs of a cohort, also before sampling, and the counts of those left out on the way."""
 
     pairs: pa.Table
+    unsampled: pa.Table
     counts: dict[str, int]
 
 
@@ -48,12 +49,14 @@ def write_cohort(context: StageContext) -> None:
     if not visits.num_rows:
         raise CkdEhrError(
             f"empty cohort: none of {counts['visits_read']} visits has an admission, a later "
-            "discharge and no earlier death; check the source's times (see flow in docs/data.md)"
+            "discharge and no earlier death; check the source's times "
+            "(see 'Cohort' in docs/data.md)"
         )
     phenotypes = config.labels.selected
     matches = match_codes(diagnosis_counts(visits), phenotypes)
     built = build_pairs(visits, matches, config, synthetic_times=has_synthetic_times(events))
-    refuse_unusable(built.pairs, config.splits)
+    refuse_without_positives(built.pairs, matches)
+    refuse_unusable(built.pairs, config.splits, config.cohort.sample, unsampled=built.unsampled)
     names = [phenotype.name for phenotype in phenotypes]
     pairs = built.pairs.select(PAIRS.names).cast(PAIRS)
     audit_cohort(visits, pairs)
@@ -62,6 +65,7 @@ def write_cohort(context: StageContext) -> None:
     write_table(pairs, context.folder / "pairs.parquet", with_label_names(PAIRS, names))
     write_json(context.folder / "flow.json", flow)
     write_json(context.folder / "coverage.json", coverage_report(matches))
+    _say_unread_facts(context, counts)
     _say_summary(context, pairs, names)
 
 
@@ -92,7 +96,7 @@ def build_pairs(
         "pairs_unlabelled_outside_train": divided.num_rows - usable.num_rows,
         "pairs_cut_by_sampling": usable.num_rows - sampled.num_rows,
     }
-    return BuiltPairs(sampled, counts)
+    return BuiltPairs(sampled, usable, counts)
 
 
 def diagnosis_counts(visits: pa.Table) -> dict[tuple[str, str], int]:
@@ -105,10 +109,38 @@ def diagnosis_counts(visits: pa.Table) -> dict[tuple[str, str], int]:
     return dict(sorted(found.items()))
 
 
-def refuse_unusable(pairs: pa.Table, splits: SplitsConfig) -> None:
+def refuse_without_positives(pairs: pa.Table, matches: Sequence[CodeMatch]) -> None:
+    """An error for diagnoses that label nothing: training on them would teach nothing."""
+    train = _labelled(pairs.filter(pc.equal(pairs["split"], "train")))
+    found = pc.any(pc.list_flatten(train["labels"])).as_py()
+    if any(match.labels for match in matches) and (found or not train.num_rows):
+        return
+    systems = sorted({match.system for match in matches})
+    coverage = "; ".join(
+        _describe_coverage(system, [match for match in matches if match.system == system])
+        for system in systems
+    )
+    raise CkdEhrError(
+        f"DIAGNOSES: no positive for any label among {train.num_rows:,} labelled train pairs: "
+        f"nothing can be learned ({coverage or 'the visits hold no diagnosis code'}); "
+        "check that the source's table of diagnoses has rows, that its code column holds the "
+        "codes (data.columns) in the code system named, and labels.phenotypes"
+    )
+
+
+def _describe_coverage(system: str, matches: Sequence[CodeMatch]) -> str:
+    """How often a system's codes occur, have a CCS category, and set a label."""
+    read = sum(match.occurrences for match in matches)
+    mapped = sum(match.occurrences for match in matches if match.ccs is not None)
+    labelling = sum(match.occurrences for match in matches if match.labels)
+    return f"{system}: {read:,} codes, {mapped:,} with a CCS category, {labelling:,} of a label"
+
+
+def refuse_unusable(
+    pairs: pa.Table, splits: SplitsConfig, sample: SampleConfig, *, unsampled: pa.Table
+) -> None:
     """Errors for a cohort on which teacher, student or scores would fail later."""
-    labelled = pairs.filter(pc.is_valid(pairs["labels"]))
-    patients = len(labelled["subject_id"].unique())
+    patients = len(_labelled(unsampled)["subject_id"].unique())
     if patients < 2:
         raise CkdEhrError(
             f"empty cohort: {patients} patients have a visit pair (two stays, one after the "
@@ -117,17 +149,34 @@ def refuse_unusable(pairs: pa.Table, splits: SplitsConfig) -> None:
         )
     remedy = (
         f"{patients} patients have pairs; try another splits.seed (now {splits.seed}), or change "
-        f"splits.tuning ({splits.tuning}), splits.held_out ({splits.held_out}) or cohort.sample"
+        f"splits.tuning ({splits.tuning}) or splits.held_out ({splits.held_out})"
     )
     for split in SPLIT_NAMES:
-        if not pc.any(pc.equal(labelled["split"], split)).as_py():
-            raise CkdEhrError(f"no labelled pair in split '{split}': {remedy}")
-    train = labelled.filter(pc.equal(labelled["split"], "train"))
+        if not _holds(pairs, "split", split):
+            cut = _holds(unsampled, "split", split)
+            why = _sampled_out(split, sample) if cut else remedy
+            raise CkdEhrError(f"no labelled pair in split '{split}': {why}")
     for fold in range(splits.folds):
-        if not pc.any(pc.equal(train["fold"], fold)).as_py():
-            raise CkdEhrError(
-                f"no labelled train pair in fold {fold} of {splits.folds}: {remedy}, splits.folds"
-            )
+        if not _holds(pairs, "fold", fold):
+            cut = _holds(unsampled, "fold", fold)
+            why = _sampled_out("train", sample) if cut else f"{remedy}, or splits.folds"
+            raise CkdEhrError(f"no labelled train pair in fold {fold} of {splits.folds}: {why}")
+
+
+def _labelled(pairs: pa.Table) -> pa.Table:
+    return pairs.filter(pc.is_valid(pairs["labels"]))
+
+
+def _holds(pairs: pa.Table, column: str, value: str | int) -> bool:
+    """Whether a labelled pair has a value (fold is -1 outside train)."""
+    return bool(pc.any(pc.equal(_labelled(pairs)[column], value)).as_py())
+
+
+def _sampled_out(split: str, sample: SampleConfig) -> str:
+    return (
+        f"cohort.sample.{split} ({sample.model_dump()[split]}) leaves none of them, since whole "
+        "patients are kept while their pairs fit; raise it, or set it to null"
+    )
 
 
 def describe_flow(
@@ -154,7 +203,7 @@ def describe_flow(
 
 def _describe_split(pairs: pa.Table, split: str, label_names: Sequence[str]) -> dict[str, object]:
     mine = pairs.filter(pc.equal(pairs["split"], split))
-    labelled = mine.filter(pc.is_valid(mine["labels"]))
+    labelled = _labelled(mine)
     positives = _label_matrix(labelled, len(label_names)).sum(axis=0).tolist()
     return {
         "patients": len(mine["subject_id"].unique()),
@@ -177,17 +226,25 @@ def _label_matrix(
     return values.astype(bool).reshape(labelled.num_rows, n_labels)
 
 
+def _say_unread_facts(context: StageContext, counts: Mapping[str, int]) -> None:
+    if born_later := counts["visits_with_birth_after_admission"]:
+        context.say(f"{born_later:,} visits before their patient's birth: age left out")
+    if unread := counts["patients_with_sex_not_read"]:
+        context.say(f"{unread:,} patients with a sex other than F or M: sex left out")
+
+
 def _say_summary(context: StageContext, pairs: pa.Table, label_names: Sequence[str]) -> None:
-    unlabelled = pairs["labels"].null_count
-    labelled = pairs.filter(pc.is_valid(pairs["labels"]))
+    unlabelled, labelled = pairs["labels"].null_count, _labelled(pairs)
     shares = ", ".join(
         f"{split} {pc.sum(pc.equal(labelled['split'], split)).as_py():,}" for split in SPLIT_NAMES
     )
     context.say(f"{labelled.num_rows:,} labelled pairs ({shares}), {unlabelled:,} unlabelled")
-    positives = _label_matrix(labelled, len(label_names)).sum(axis=0).tolist()
+    train = labelled.filter(pc.equal(labelled["split"], "train"))
+    positives = _label_matrix(train, len(label_names)).sum(axis=0).tolist()
     absent = [name for name, n in zip(label_names, positives, strict=True) if not n]
     if absent:
         context.say(
-            f"warning: no pair has {'; '.join(absent)}: nothing can be learned or scored for "
-            "them; leave them out with labels.phenotypes or labels.only_ccs"
+            f"warning: {len(absent)} of {len(label_names)} labels have no positive train pair, so "
+            "that nothing can be learned for them; leave them out with labels.phenotypes or "
+            f"labels.only_ccs: {' · '.join(absent)}"
         )

@@ -32,11 +32,14 @@ STAY_FACTS = (ADMISSION, DISCHARGE, AGE, ETHNICITY)
 DIED = f"{DISCHARGE}//DIED"
 # Privacy law calls ages above 89 identifying; MIMIC-III moves those births 300 years back.
 HIGHEST_AGE = 90
+SEXES = ("F", "M")
 EXCLUSIONS = (
     "visits_without_admission_or_discharge",
     "visits_discharged_before_admission",
     "visits_admitted_after_death",
 )
+_AGE_DAYS = "date_diff('day', birth, admit_time)"
+_BORN_LATER = f"coalesce(stated_age IS NULL AND {_AGE_DAYS} < 0, false)"
 # Each stay with the first reason to leave it out. A death at midnight is a date: the whole day.
 _MARK = """
     CREATE TABLE marked AS
@@ -114,7 +117,8 @@ def _gather_stays(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"""
         CREATE TABLE people AS
         WITH facts AS (
-            SELECT subject_id, min(detail) FILTER (role = '{SEX}') AS sex,
+            SELECT subject_id, min(upper(detail)) FILTER (role = '{SEX}') AS stated_sex,
+                if(stated_sex IN {SEXES}, stated_sex, NULL) AS sex,
                 min(detail) FILTER (role = '{ETHNICITY}' AND visit_id IS NULL) AS ethnicity,
                 min(time) FILTER (role = '{BIRTH}') AS birth,
                 min(time) FILTER (role = '{DEATH}') AS recorded
@@ -123,7 +127,7 @@ def _gather_stays(connection: duckdb.DuckDBPyConnection) -> None:
         deaths AS (
             SELECT subject_id, min(discharge_time) AS in_hospital
             FROM stays WHERE discharged_dead GROUP BY subject_id)
-        SELECT subject_id, sex, ethnicity, birth, least(recorded, in_hospital) AS death
+        SELECT subject_id, stated_sex, sex, ethnicity, birth, least(recorded, in_hospital) AS death
         FROM facts FULL JOIN deaths USING (subject_id)""")
 
 
@@ -146,6 +150,15 @@ def _exclude(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
             connection, "SELECT count(DISTINCT subject_id) FROM events WHERE visit_id IS NOT NULL"
         ),
         **{name: int(reasons.get(name, 0)) for name in EXCLUSIONS},
+    }
+    counts |= {
+        "visits_with_birth_after_admission": count(
+            connection,
+            f"SELECT count(*) FROM marked WHERE reason IS NULL AND {_BORN_LATER}",
+        ),
+        "patients_with_sex_not_read": count(
+            connection, "SELECT count(*) FROM people WHERE stated_sex IS NOT NULL AND sex IS NULL"
+        ),
     }
     # A visit whose events name neither admission nor discharge never became a stay.
     counts["visits_without_admission_or_discharge"] += read - stays
@@ -175,11 +188,12 @@ def _assemble(connection: duckdb.DuckDBPyConnection) -> pa.Table:
         f"ORDER BY place NULLS LAST, system, value) FILTER (role = '{role}') AS {role.lower()}"
         for role in CODED
     )
-    age = "coalesce(stated_age, date_diff('day', birth, admit_time) / 365.25)"
+    age = f"coalesce(stated_age, if({_BORN_LATER}, NULL, {_AGE_DAYS} / 365.25))"
     return connection.sql(f"""
         WITH gathered AS (SELECT visit_id, {lists} FROM items GROUP BY visit_id)
         SELECT visit_id, subject_id, admit_time, discharge_time,
-            CAST(least(greatest({age}, 0), {HIGHEST_AGE}) AS FLOAT) AS age_years,
+            CAST(CASE WHEN {age} IS NOT NULL THEN least(greatest({age}, 0), {HIGHEST_AGE}) END
+                AS FLOAT) AS age_years,
             sex, group_ AS ethnicity, admission_type, died,
             coalesce(diagnosis, []) AS diagnoses, coalesce(medication, []) AS medications,
             coalesce(procedure, []) AS procedures

@@ -30,6 +30,10 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
     The whole file is checked before the model is loaded.
     """
     histories = [fold_drugs(history) for history in read_histories(visits)]
+    if unknown := count_unknown_codes(histories):
+        click.echo(
+            f"{unknown:,} codes are unknown to the ontology and were read as they stand", err=True
+        )
     from ckd_ehr.learning.inference import StudentPredictor
 
     predictor = StudentPredictor.load(directory.root)
@@ -67,6 +71,19 @@ def fold_drugs(history: Sequence[Visit]) -> tuple[Visit, ...]:
         replace(visit, medications=tuple(dict.fromkeys(map(folded, visit.medications))))
         for visit in history
     )
+
+
+def count_unknown_codes(histories: Iterable[Sequence[Visit]]) -> int:
+    """How many distinct codes of diagnoses and procedures have no title, not even a parent's."""
+    from ckd_ehr.knowledge.ontology import title_of
+
+    codes = {
+        code
+        for history in histories
+        for visit in history
+        for code in (*visit.diagnoses, *visit.procedures)
+    }
+    return sum(title_of(c.system, c.code, c.title).origin == "code" for c in codes)
 
 
 def write_lines(lines: Iterable[str], out: Path | None) -> None:

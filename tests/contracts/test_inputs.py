@@ -118,9 +118,10 @@ REFUSED: list[tuple[Callable[[Line], object], str, str]] = [
     (lambda p: p.update(visit=NOBODY), "unknown key 'visit'", "did you mean 'visits'"),
     (
         lambda p: p["visits"][1].update({f"{NOBODY} 12": 1}),
-        "visits[1]: an unknown key (not shown)",
-        "did you mean",
+        "visits[1]: an unknown key; leave it out",
+        "(known: visit_id, admit_time",
     ),
+    (lambda p: p.update({NOBODY: 1}), "an unknown key; leave it out", "(known: subject_id, visits"),
     (
         lambda p: p["visits"][0]["diagnoses"][0].update(titel=NOBODY),
         "visits[0].diagnoses[0]: unknown key 'titel'",
@@ -145,6 +146,21 @@ REFUSED: list[tuple[Callable[[Line], object], str, str]] = [
         lambda p: p["visits"][0]["diagnoses"][0].update(code=" "),
         "visits[0].diagnoses[0].code",
         "at least 1",
+    ),
+    (
+        lambda p: p["visits"][0]["diagnoses"][0].update(code="."),
+        "visits[0].diagnoses[0].code",
+        "no letter or digit in the code; write the code",
+    ),
+    (
+        lambda p: p["visits"][1]["procedures"][0].update(code=". ."),
+        "visits[1].procedures[0].code",
+        "no letter or digit in the code",
+    ),
+    (
+        lambda p: p["visits"][1]["medications"][0].update(code="-"),
+        "visits[1].medications[0].code",
+        "no letter or digit in the code",
     ),
     (lambda p: p["visits"][0].update(admit_time=NOBODY), "visits[0].admit_time", "not a time"),
     (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,10 +28,20 @@ from ckd_ehr.contracts.records import UCI_ICD9, Code, Visit, normal_form, plain_
 
 SHOWN_PROBLEMS = 20
 SCHEMA_HINT = "docs/visits.schema.json has the schema, docs/examples/visits.jsonl an example"
-# A misspelt key is shown only if it can hardly be anything else.
+# A misspelt key is shown only if it can hardly be anything else: lines hold patients.
 KEY_LIKE = re.compile(r"[A-Za-z][A-Za-z_]{0,30}$")
+KEY_CLOSENESS = 0.6
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+
+
+def _has_content(code: str) -> str:
+    if not any(letter.isalnum() for letter in code):
+        raise ValueError("no letter or digit in the code; write the code, or leave the entry out")
+    return code
+
+
+CodeText = Annotated[Text, AfterValidator(_has_content)]
 
 
 class _Input(BaseModel):
@@ -43,7 +54,7 @@ class DiagnosisInput(_Input):
     """A billing diagnosis of a visit."""
 
     system: Literal["ICD9CM", "ICD10CM", "UCI_ICD9"] = Field(description="Code system.")
-    code: Text = Field(description="The code as a string, with or without its dot.")
+    code: CodeText = Field(description="The code as a string, with or without its dot.")
     title: Text | None = Field(None, description="Own wording; null takes the ontology's.")
 
 
@@ -51,7 +62,7 @@ class MedicationInput(_Input):
     """A drug given or prescribed during a visit."""
 
     system: Literal["NAME"] = Field(description="Code system: drugs go by their names.")
-    code: Text = Field(description="The drug's name; dose and form are left out.")
+    code: CodeText = Field(description="The drug's name; dose and form are left out.")
     title: Text | None = Field(None, description="Not read: a drug goes by its name.")
 
 
@@ -59,7 +70,7 @@ class ProcedureInput(_Input):
     """A procedure of a visit."""
 
     system: Literal["ICD9PROC", "ICD10PCS"] = Field(description="Code system.")
-    code: Text = Field(description="The code as a string, with or without its dot.")
+    code: CodeText = Field(description="The code as a string, with or without its dot.")
     title: Text | None = Field(None, description="Own wording; null takes the ontology's.")
 
 
@@ -238,10 +249,14 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _explain_unknown_key(location: Sequence[str | int]) -> str:
     *parents, key = location
     known = list(_model_at(parents).model_fields)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-    shown = f"unknown key '{key}'" if KEY_LIKE.match(str(key)) else "an unknown key (not shown)"
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=KEY_CLOSENESS)
     where = f"{_dotted(parents)}: " if parents else ""
-    return f"{where}{shown}; did you mean '{near}'? Leave out what the schema does not name"
+    if not near or not KEY_LIKE.match(str(key)):
+        return f"{where}an unknown key; leave it out (known: {', '.join(known)})"
+    return (
+        f"{where}unknown key '{key}'; did you mean '{near[0]}'? "
+        "Leave out what the schema does not name"
+    )
 
 
 def _dotted(location: Sequence[str | int]) -> str:

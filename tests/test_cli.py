@@ -47,6 +47,8 @@ def fake_stages(
             if name == fail_in and error is not None:
                 raise error
             (context.folder / "result.txt").write_text("done")
+            if name == "cohort":
+                pq.write_table(pa.table({"a": [1]}), context.folder / "pairs.parquet")
             if name == "knowledge":
                 pq.write_table(pa.table({"a": [1]}), context.folder / "teacher.parquet")
 

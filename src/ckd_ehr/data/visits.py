@@ -117,7 +117,9 @@ def _gather_stays(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"""
         CREATE TABLE people AS
         WITH facts AS (
-            SELECT subject_id, min(upper(detail)) FILTER (role = '{SEX}') AS stated_sex,
+            SELECT subject_id,
+                min(CASE upper(detail) WHEN 'MALE' THEN 'M' WHEN 'FEMALE' THEN 'F'
+                    ELSE upper(detail) END) FILTER (role = '{SEX}') AS stated_sex,
                 if(stated_sex IN {SEXES}, stated_sex, NULL) AS sex,
                 min(detail) FILTER (role = '{ETHNICITY}' AND visit_id IS NULL) AS ethnicity,
                 min(time) FILTER (role = '{BIRTH}') AS birth,

@@ -25,8 +25,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.machine import commit, package_versions, peak_memory_bytes
-from ckd_ehr.contracts.machine import machine_facts as machine_facts  # noqa: PLC0414 re-exported
+from ckd_ehr.contracts.machine import (
+    commit,
+    machine_facts,
+    package_versions,
+    peak_memory_bytes,
+)
 
 MANIFEST = "manifest.json"
 FINGERPRINT = ".fingerprint"

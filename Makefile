@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 STAMP  := $(VENV)/.installed
+TESTS  := $(VENV)/.installed-for-tests
 
 .PHONY: help setup demo check format test test-slow bench results docs clean
 .DEFAULT_GOAL := help
@@ -22,6 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@
 
+$(TESTS): $(STAMP)
+	@echo "installing what the tests need besides: Spark, PostgreSQL's driver"
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,postgres,spark,dev]'
+	@touch $@
+
 demo: setup  ## the whole path on simulated patients; ARGS="student.epochs=2" changes settings
 	@$(BIN)/ckd-ehr demo $(ARGS)
 
@@ -34,13 +40,13 @@ format: setup  ## format, and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: setup  ## the tests, without those marked slow
+test: $(TESTS)  ## the tests, without those marked slow
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
-test-slow: setup  ## the tests marked slow: real weights, real data at full size
+test-slow: $(TESTS)  ## the tests marked slow: real weights, real data at full size
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: setup  ## run every benchmark, results into benchmarks/results/
+bench: $(TESTS)  ## run every benchmark, results into benchmarks/results/
 	@mkdir -p benchmarks/results
 	@for script in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$script .py); echo "== $$name"; \

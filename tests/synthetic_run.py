@@ -1,8 +1,10 @@
 """A finished run up to evaluation, written by hand: a cohort with known answers, no model."""
 
 import datetime
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 from scipy.special import logit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.fitted import FITTED, fitted_on, write_fitted
 from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
@@ -25,6 +28,10 @@ from ckd_ehr.contracts.records import (
     with_label_names,
 )
 from ckd_ehr.contracts.runs import StageContext, write_json, write_table
+from ckd_ehr.data.audit.fitted import allowed_pairs
+from ckd_ehr.data.description import describe_cohort
+from ckd_ehr.data.pairs import labels_of_codes
+from ckd_ehr.data.phenotypes import coverage_report, match_codes
 
 LABELS = ("Congestive heart failure; nonhypertensive", "Essential hypertension", "Shock")
 CODES = ("4280", "4019", "78552")
@@ -80,13 +87,47 @@ def write_run(root: Path, config: RunConfig, *, held_out: int = 40, seed: int = 
     )
     counts = {"visits_read": len(visits) + 3, "visits_admitted_after_death": 3}
     counts |= {"visits_discharged_before_admission": 0, "visits_kept": len(visits)}
-    write_json(folders["cohort"] / "flow.json", {"counts": counts, "splits": {}})
+    rows = {"ADMISSIONS.csv": {"read": len(visits) + 5, "used": len(visits) + 3}}
+    rows["ADMISSIONS.csv"]["left_out"] = {"without a patient": 2, "equal to another": 0}
+    flow = {"counts": counts, "splits": {}, "rows": rows}
+    write_json(folders["cohort"] / "flow.json", flow)
+    _describe(folders["cohort"], visits, config)
     _write_knowledge(folders["knowledge"], pairs)
     scored = [pair for pair in pairs if pair["split"] != "train"]
     _write_models(folders, scored, labels, rng)
+    _write_fitted(folders, pairs)
     folder = root / "07_evaluation.partial"
     folder.mkdir(parents=True)
     return StageContext(config=config, folder=folder, inputs=folders, say=lambda _: None)
+
+
+def _describe(cohort: Path, visits: list[dict[str, Any]], config: RunConfig) -> None:
+    """Write dataset.json and coverage.json as the stage `cohort` does."""
+    codes = Counter(
+        (item["system"], item["code"]) for visit in visits for item in visit["diagnoses"]
+    )
+    matches = match_codes(codes, config.labels.selected)
+    facts = describe_cohort(
+        cohort, labels_of_codes(matches), label_names=LABELS, synthetic_times=False
+    )
+    write_json(cohort / "dataset.json", facts)
+    write_json(cohort / "coverage.json", coverage_report(matches, LABELS))
+
+
+def _write_fitted(folders: dict[str, Path], pairs: list[dict[str, Any]]) -> None:
+    """Say of each model that it was fitted on the pairs it may be fitted on."""
+    for stage in ("teacher", "signals", "student"):
+        records = []
+        for name, allowed in allowed_pairs(stage, [0, 1]).items():
+            ids = [
+                pair["pair_id"]
+                for pair in pairs
+                if pair["split"] == allowed.split
+                and pair["labels"] is not None
+                and (allowed.folds is None or pair["fold"] in allowed.folds)
+            ]
+            records.append(fitted_on(name, ids, split=allowed.split, folds=allowed.folds))
+        write_fitted(folders[stage] / FITTED, records)
 
 
 def _visit(subject: int, number: int, present: np.ndarray) -> dict[str, object]:

@@ -6,16 +6,17 @@ Ignores: how anything is computed.
 """
 
 import os
+import secrets
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal, get_args
 
 import click
 
 from ckd_ehr.contracts.config import RunConfig, load_config
-from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.runs import RunDirectory, read_json
 from ckd_ehr.pipeline import STAGES, run_directory
 from ckd_ehr.trouble import exit_status_of
@@ -36,7 +37,10 @@ Start with:
   ckd-ehr COMMAND --help  what a command does, with examples"""
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+STAGE_NAME = click.Choice([stage.name for stage in STAGES])
 NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+Layout = Literal["mimic3", "omop", "meds"]
+LabelStyle = Literal["ours", "paper"]
 
 
 @click.group(
@@ -68,7 +72,7 @@ def demo(overrides: tuple[str, ...], out: Path) -> None:
     shipped = resources.files("ckd_ehr") / "configs" / "demo.yaml"
     with resources.as_file(shipped) as path:
         config = load_config(path, overrides)
-    directory = _execute(config, out, until=None)
+    directory = _execute(config, out)
     _show_report(directory)
     if config.data.source == "simulated":
         click.echo("\nOne held-out patient, explained:\n")
@@ -82,12 +86,16 @@ def demo(overrides: tuple[str, ...], out: Path) -> None:
 @click.option(
     "--out", type=NEW_FOLDER, help="The run's folder.  [default: runs/NAME of the config]"
 )
-@click.option(
-    "--until",
-    type=click.Choice([stage.name for stage in STAGES]),
-    help="Stop after this stage.",
-)
-def run(config: Path, overrides: tuple[str, ...], out: Path | None, until: str | None) -> None:
+@click.option("--from", "first", type=STAGE_NAME, metavar="STAGE",
+              help="Start here; what comes before is taken as it stands, unseen.")  # fmt: skip
+@click.option("--until", type=STAGE_NAME, metavar="STAGE", help="Stop after this stage.")
+def run(
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    first: str | None,
+    until: str | None,
+) -> None:
     """Bring a run up to date: every stage of CONFIG, skipping those that are current.
 
     Any setting of the YAML file can be overridden as KEY=VALUE; docs/config.md lists them all.
@@ -97,9 +105,10 @@ def run(config: Path, overrides: tuple[str, ...], out: Path | None, until: str |
       ckd-ehr run configs/mimic3.yaml data.root=PATH
       ckd-ehr run configs/uci-diabetes.yaml data.root=PATH cohort.sample.train=1000
       ckd-ehr run configs/mimic3.yaml data.root=PATH --until cohort
+      ckd-ehr run configs/mimic3.yaml --from knowledge
     """
     settings = load_config(config, overrides)
-    directory = _execute(settings, out or Path("runs") / settings.name, until=until)
+    directory = _execute(settings, out or Path("runs") / settings.name, first=first, until=until)
     if until in (None, STAGES[-1].name):
         _show_report(directory)
         click.echo(f"\nReport: {_report_file(directory)}")
@@ -167,27 +176,65 @@ def predict(run: Path, visits: Path, out: Path | None) -> None:
     write_lines(predict_lines(directory, visits), out)
 
 
+@commands.command(short_help="Write a run's pairs as instruction files.")
+@RUN
+@click.option("--out", type=NEW_FOLDER, required=True, help="A new or empty folder.")
+@click.option("--label-names", type=click.Choice(get_args(LabelStyle)), default="ours",
+              show_default=True, help="Names of the diseases: ours, or the paper's.")  # fmt: skip
+@click.option("--subject-key", is_flag=True,
+              help="Name each line's patient by a hash, whose key is then forgotten.")  # fmt: skip
+def export_instructions(run: Path, out: Path, label_names: LabelStyle, subject_key: bool) -> None:
+    """Write a run's labelled pairs for LLaMA-Factory. The files are patient data.
+
+    One JSON object a line with instruction, input and output, in the phrases of the paper, in
+    train.jsonl, tuning.jsonl and held_out.jsonl, with a dataset_info.json. They hold whole
+    histories of patients, without ids and times: keep them where the records may be kept, and out
+    of any repository. Unlabelled pairs are left out. The source `instructions` reads them back.
+
+    \b
+    Example:
+      ckd-ehr export-instructions runs/demo --out pairs
+      ckd-ehr run configs/instructions.yaml data.root=pairs
+    """
+    from ckd_ehr.contracts.folders import work_tree_of
+    from ckd_ehr.knowledge.instructions import export_instructions as export
+
+    cohort = _finished(run, "cohort").require_intact("cohort")
+    if (tree := work_tree_of(out)) is not None:
+        click.echo(f"WARNING: {out} is in the git work tree {tree}: never commit it", err=True)
+    secret = secrets.token_bytes(32) if subject_key else None
+    exported = export(cohort, out, label_style=label_names, subject_secret=secret)
+    for split, rows in exported.pairs.items():
+        click.echo(f"{split}: {rows:,} pairs")
+    click.echo(f"{exported.unlabelled:,} unlabelled pairs left out")
+    click.echo(f"{out} holds patient data: histories of the run's patients, one a line")
+
+
 @commands.command(short_help="Write a simulated hospital's tables.")
 @click.option("--patients", type=int, help="Number of patients.  [default: as the demo]")
 @click.option("--seed", type=int, help="The same seed gives the same bytes.")
+@click.option("--layout", type=click.Choice(get_args(Layout)), default="mimic3",
+              show_default=True, help="MIMIC-III, OMOP CDM 5.4 or MEDS 0.4.")  # fmt: skip
 @click.option("--out", type=NEW_FOLDER, required=True, help="A new or empty folder.")
-def simulate(patients: int | None, seed: int | None, out: Path) -> None:
-    """Write a simulated hospital as MIMIC-III tables (.csv.gz). Its patients are invented.
+def simulate(patients: int | None, seed: int | None, layout: Layout, out: Path) -> None:
+    """Write a simulated hospital. Its patients are invented, and the same in every layout.
+
+    MIMIC-III and OMOP are tables as .csv.gz, MEDS is a folder of Parquet files with splits of its
+    own. The folder appears with all its files, or not at all.
 
     \b
     Example:
       ckd-ehr simulate --patients 1000 --out hospital
       ckd-ehr run configs/mimic3.yaml data.root=hospital --until cohort
+      ckd-ehr simulate --patients 1000 --layout omop --out warehouse
     """
     from ckd_ehr.contracts.config import build_config
     from ckd_ehr.data.simulator import simulate as write_hospital
 
-    if out.is_dir() and any(out.iterdir()):
-        raise CkdEhrError(f"{out}: not empty; give --out a new folder")
     given = {"patients": patients, "seed": seed}
     settings = {key: value for key, value in given.items() if value is not None}
     config = build_config({"name": "simulate", "data": {"simulator": settings}}, origin="simulate")
-    write_hospital(config.data.simulator, out)
+    write_hospital(config.data.simulator, out, layout=layout)
     click.echo(f"{config.data.simulator.patients:,} patients in {out}")
 
 
@@ -196,17 +243,20 @@ def simulate(patients: int | None, seed: int | None, out: Path) -> None:
 def audit(run: Path) -> None:
     """Check a run's files again for leaks of the future into histories and across splits.
 
+    Shows every check that the finished stages allow, and for each finding what to do about it;
+    exit status 1 when there is one. docs/audit.md says what each check looks at.
+
     \b
     Example:
       ckd-ehr audit runs/demo
     """
-    from ckd_ehr.data.audit import audit_cohort, audit_narratives
-    from ckd_ehr.predictions import read_audited
+    from ckd_ehr.data.audit.run import audit_run
+    from ckd_ehr.data.audit.shown import show_results
 
-    visits, pairs, narratives = read_audited(_finished(run, "knowledge"))
-    audit_cohort(visits, pairs)
-    audit_narratives(narratives, pairs, visits)
-    click.echo(f"no leak found in {len(pairs):,} pairs and {len(narratives):,} narratives of {run}")
+    results = audit_run(_finished(run, "cohort"))
+    _show(show_results(results))
+    if any(result.findings for result in results):
+        click.get_current_context().exit(1)
 
 
 @commands.command(short_help="Check this machine; forecast the demo.")
@@ -241,9 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _execute(config: RunConfig, out: Path, *, until: str | None) -> RunDirectory:
+def _execute(
+    config: RunConfig, out: Path, *, first: str | None = None, until: str | None = None
+) -> RunDirectory:
     directory = run_directory(out)
-    directory.execute(config, command=sys.argv[:], say=click.echo, until=until)
+    directory.execute(config, command=sys.argv[:], say=click.echo, first=first, until=until)
     return directory
 
 

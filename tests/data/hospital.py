@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,3 +76,15 @@ def write_tables(tables: Mapping[str, Sequence[Row]], folder: Path) -> Path:
     for name, rows in tables.items():
         write_csv(rows, folder / f"{name}.csv")
     return folder
+
+
+def default_split(subject: int, *, seed: int = 0) -> tuple[str, int]:
+    """A patient's split and fold under the default settings, by the published rule."""
+
+    def place(salt: str) -> float:
+        digits = hashlib.sha256(f"{seed}:{salt}:{subject}".encode()).hexdigest()[:8]
+        return int(digits, 16) / 16**8
+
+    at = place("split")
+    split = "train" if at < 0.7 else "tuning" if at < 0.8 else "held_out"
+    return split, int(place("fold") * 2)

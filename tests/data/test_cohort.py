@@ -7,14 +7,21 @@ from pathlib import Path
 import meds
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet
 import pytest
-from hospital import HEART_FAILURE, HYPERTENSION, Stage, Tables, write_csv, write_tables
+from hospital import (
+    HEART_FAILURE,
+    HYPERTENSION,
+    Stage,
+    Tables,
+    default_split,
+    write_csv,
+    write_tables,
+)
 
-from ckd_ehr.contracts.config import SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import PAIRS, PHENOTYPES_25, VISITS, label_names
 from ckd_ehr.contracts.runs import read_json, read_table, sha256_of
-from ckd_ehr.data.splits import assign_splits
 
 ROOT = Path(__file__).parent.parent.parent
 TWO_LABELS = {"only_ccs": [108, 98]}
@@ -74,10 +81,8 @@ def test_pairs_join_the_splits_by_patient(tables: Tables, build: Stage) -> None:
     assert label_names(pairs.schema) == (
         "Congestive heart failure; nonhypertensive", "Essential hypertension",
     )  # fmt: skip
-    assigned = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
-    split_of = {row["subject_id"]: (row["split"], row["fold"]) for row in assigned}
     for pair in pairs.to_pylist():
-        split, fold = split_of[pair["subject_id"]]
+        split, fold = default_split(pair["subject_id"])
         assert pair["split"] == split
         assert pair["fold"] == (fold if split == "train" else -1)
         odd = pair["subject_id"] % 2 == 1
@@ -197,8 +202,7 @@ def test_a_split_without_pairs_names_seed_and_shares(tables: Tables, build: Stag
 
 
 def test_a_fold_without_train_pairs_is_refused(tables: Tables, build: Stage) -> None:
-    folds = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
-    emptied = {row["subject_id"] for row in folds if row["split"] == "train" and row["fold"] == 1}
+    emptied = {subject for subject in range(1, 41) if default_split(subject) == ("train", 1)}
     tables["ADMISSIONS"] = [
         row for row in tables["ADMISSIONS"] if int(row["SUBJECT_ID"]) not in emptied
     ]
@@ -222,8 +226,7 @@ def test_a_label_nobody_has_is_said_and_counted(
 def test_labels_without_a_positive_in_train_are_joined_by_dots(
     tables: Tables, build: Stage, said: list[str]
 ) -> None:
-    splits = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
-    train = {str(row["subject_id"]) for row in splits if row["split"] == "train"}
+    train = {str(subject) for subject in range(1, 41) if default_split(subject)[0] == "train"}
     for row in tables["DIAGNOSES_ICD"]:
         row["ICD9_CODE"] = HYPERTENSION if row["SUBJECT_ID"] in train else HEART_FAILURE
     build(tables, labels={"only_ccs": [108, 249, 98]})
@@ -257,8 +260,7 @@ def test_diagnoses_that_label_nothing_are_refused(
 
 
 def test_diagnoses_only_outside_train_are_refused(tables: Tables, build: Stage) -> None:
-    splits = assign_splits(range(1, 41), SplitsConfig()).to_pylist()
-    train = {str(row["subject_id"]) for row in splits if row["split"] == "train"}
+    train = {str(subject) for subject in range(1, 41) if default_split(subject)[0] == "train"}
     for row in tables["DIAGNOSES_ICD"]:
         row["ICD9_CODE"] = "25000" if row["SUBJECT_ID"] in train else HEART_FAILURE
     found = rf"no positive for any label among {len(train)} labelled train pairs"
@@ -313,9 +315,101 @@ def test_equal_events_give_equal_bytes(
     events = make_events(write_tables(tables, tmp_path / "tables"))
     first, second = (make_cohort(events, labels=TWO_LABELS) for _ in range(2))
     names = sorted(path.name for path in first.iterdir() if path.is_file())
-    assert names == ["coverage.json", "flow.json", "pairs.parquet", "visits.parquet"]
+    assert names == [
+        "coverage.json", "dataset.json", "flow.json", "pairs.parquet", "subject_splits.parquet",
+        "visits.parquet",
+    ]  # fmt: skip
     for name in names:
         assert sha256_of(first / name) == sha256_of(second / name)
+
+
+def test_stays_of_other_admission_types_are_left_out_and_counted(
+    tables: Tables, build: Stage
+) -> None:
+    for row in tables["ADMISSIONS"][:4]:
+        row["ADMISSION_TYPE"] = "newborn"
+    tables["ADMISSIONS"][4]["ADMISSION_TYPE"] = ""
+    excluded = build(tables, cohort={"exclude_admission_types": ["Newborn"]})
+    assert counts_of(excluded)["visits_of_other_admission_types"] == 4
+    assert counts_of(excluded)["visits_kept"] == 76
+    kept = build(tables, cohort={"admission_types": ["EMERGENCY"]})
+    assert counts_of(kept)["visits_of_other_admission_types"] == 5
+
+
+def test_gap_limits_come_from_the_config(tables: Tables, build: Stage) -> None:
+    # Stays of a patient are 54.9 days apart.
+    counts = counts_of(build(tables, cohort={"min_gap_days": 54, "max_gap_days": 55}))
+    assert counts["pairs_with_next_visit"] == 40
+    with pytest.raises(CkdEhrError, match="empty cohort: 0 patients have a visit pair"):
+        build(tables, cohort={"max_gap_days": 54})
+
+
+def test_splits_of_a_file_are_taken_and_other_patients_counted(
+    tables: Tables, tmp_path: Path, build: Stage
+) -> None:
+    names = ["train"] * 30 + ["tuning"] * 4 + ["held_out"] * 4
+    listed = tmp_path / "splits.csv"
+    lines = [f"{subject},{name}" for subject, name in enumerate(names, start=1)]
+    listed.write_text("\n".join(["subject_id,split", *lines]))
+    cohort = build(tables, splits={"method": "file", "file": str(listed)})
+    pairs = read_table(cohort / "pairs.parquet", PAIRS).to_pylist()
+    assert {pair["subject_id"]: pair["split"] for pair in pairs} == dict(enumerate(names, start=1))
+    assert counts_of(cohort)["pairs_of_patients_without_split"] == 4
+    written = pa.parquet.read_table(cohort / "subject_splits.parquet")
+    meds.SubjectSplitSchema.validate(written)
+    assert written["subject_id"].to_pylist() == list(range(1, 39))
+
+
+def test_a_source_without_splits_cannot_give_them(tables: Tables, build: Stage) -> None:
+    with pytest.raises(CkdEhrError, match="this source brings no splits"):
+        build(tables, splits={"method": "source"})
+
+
+def test_a_temporal_split_learns_only_from_what_was_known_before(
+    tables: Tables, build: Stage
+) -> None:
+    for row in tables["ADMISSIONS"]:
+        # Patient n comes n days later than the first; the second stay follows after 59 days.
+        shift = datetime.timedelta(days=int(row["SUBJECT_ID"]))
+        for column in ("ADMITTIME", "DISCHTIME"):
+            row[column] = str(datetime.datetime.fromisoformat(row[column]) + shift)
+    for row in tables["PRESCRIPTIONS"]:
+        row["STARTDATE"] = ""
+    with pytest.raises(CkdEhrError, match="no labelled pair in split 'train'"):
+        build(tables, splits={"method": "temporal"})
+    for row in tables["ADMISSIONS"]:
+        shift = datetime.timedelta(days=29 * int(row["SUBJECT_ID"]))
+        for column in ("ADMITTIME", "DISCHTIME"):
+            row[column] = str(datetime.datetime.fromisoformat(row[column]) + shift)
+    cohort = build(tables, splits={"method": "temporal"})
+    visits = visits_of(cohort)
+    pairs = read_table(cohort / "pairs.parquet", PAIRS).to_pylist()
+    began = min(visits[p["history"][0]]["admit_time"] for p in pairs if p["split"] == "held_out")
+    learned = [pair for pair in pairs if pair["split"] != "held_out"]
+    assert {pair["subject_id"] for pair in pairs if pair["split"] == "held_out"} == set(
+        range(33, 41)
+    )
+    for pair in learned:
+        last = visits[pair["next_visit_id"]] if pair["next_visit_id"] else pair
+        assert last.get("discharge_time", pair["prediction_time"]) <= began
+    assert counts_of(cohort)["pairs_after_held_out_began"] > 0
+
+
+def test_rules_in_days_are_refused_where_there_are_no_dates(
+    real_data: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(real_data / "uci-diabetes130", source="uci_diabetes")
+    with pytest.raises(CkdEhrError, match="max_gap_days is set, but this source has no dates"):
+        make_cohort(events, cohort={"max_gap_days": 30})
+
+
+def test_every_row_of_the_sources_tables_is_accounted_for(tables: Tables, build: Stage) -> None:
+    tables["DIAGNOSES_ICD"][0] |= {"ICD9_CODE": ""}
+    rows = read_json(build(tables) / "flow.json")["rows"]
+    assert isinstance(rows, dict)
+    assert rows["DIAGNOSES_ICD.csv"] == {
+        "read": 80, "used": 79, "left_out": {"without patient, stay or code": 1},
+    }  # fmt: skip
 
 
 def test_mimic3_demo_has_129_stays_and_29_pairs(

@@ -82,7 +82,7 @@ def test_a_source_module_without_its_functions_is_refused(monkeypatch: pytest.Mo
             return types.ModuleType("half")
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry()])
-    with pytest.raises(CkdEhrError, match=r"lacks files and extract\(\)"):
+    with pytest.raises(CkdEhrError, match=r"lacks tables and digests and extract\(\)"):
         find_source("half")
 
 

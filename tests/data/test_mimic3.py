@@ -122,11 +122,11 @@ def test_unusable_rows_are_counted_and_dropped(
     tables["PROCEDURES_ICD"][0] |= {"HADM_ID": "123456"}
     tables["ADMISSIONS"][9] |= {"DISCHTIME": ""}
     make_events(write_tables(tables, tmp_path / "tables"))
-    assert "DIAGNOSES_ICD.csv: 2 rows without patient, stay or code dropped" in said
-    assert "PRESCRIPTIONS.csv: 2 rows without patient, stay or drug dropped" in said
-    assert "ADMISSIONS.csv: 1 rows without patient, stay or time dropped" in said
+    assert "DIAGNOSES_ICD.csv: 2 rows without patient, stay or code left out" in said
+    assert "PRESCRIPTIONS.csv: 2 rows without patient, stay or drug left out" in said
+    assert "ADMISSIONS.csv: 1 rows without patient, stay or time left out" in said
     # One of a stay that never was, one of the stay just dropped.
-    assert "PROCEDURES_ICD.csv: 2 rows without a stay in ADMISSIONS dropped" in said
+    assert "PROCEDURES_ICD.csv: 2 rows without a stay in ADMISSIONS left out" in said
 
 
 @pytest.mark.parametrize(

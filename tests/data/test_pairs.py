@@ -1,14 +1,19 @@
 """Visits → pairs: order, prediction time, next visit, labels, sampling."""
 
 import datetime
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.records import VISITS, Phenotype, pair_id_of
-from ckd_ehr.data.pairs import label_pairs, pair_visits, sample_pairs
-from ckd_ehr.data.phenotypes import match_codes
+from ckd_ehr.data import pairs as steps
+from ckd_ehr.data.engine import Engine, open_engine
+from ckd_ehr.data.pairs import PAIR_ORDER, PairRules
+from ckd_ehr.data.phenotypes import CodeMatch, match_codes
 
 DAY = datetime.timedelta(days=1)
 START = datetime.datetime(2100, 1, 1)
@@ -45,6 +50,34 @@ def table(*rows: dict[str, object]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=VISITS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with open_engine(EngineConfig(), tmp_path_factory.mktemp("engine")) as opened:
+        OPENED.append(opened)
+        yield opened
+    OPENED.clear()
+
+
+OPENED: list[Engine] = []
+
+
+def pair_visits(visits: pa.Table, **rules: object) -> pa.Table:
+    return labelled_pairs(visits, [], n_labels=1, **rules).drop(["labels", "outcome_time"])
+
+
+def labelled_pairs(
+    visits: pa.Table, matches: Sequence[CodeMatch], *, n_labels: int, **rules: object
+) -> pa.Table:
+    [engine], given = OPENED, PairRules(**rules)  # type: ignore[arg-type]
+    table = engine.upload(visits)
+    placed = engine.keep(steps.place_visits(table))
+    later = engine.keep(steps.later_visits(placed, given))
+    paired = steps.pair_visits(placed, later, given)
+    found = steps.visit_labels(table, engine.upload(steps.labels_of_codes(matches)))
+    labelled = steps.label_pairs(paired, later, found, n_labels=n_labels, rules=given)
+    return engine.fetch(labelled.order_by(PAIR_ORDER))
+
+
 def histories(pairs: pa.Table) -> dict[str, tuple[list[str], str | None]]:
     """Last history visit → history and next visit."""
     return {row["history"][-1]: (row["history"], row["next_visit_id"]) for row in pairs.to_pylist()}
@@ -60,7 +93,7 @@ def test_visits_are_ordered_by_time_never_by_id() -> None:
 
 
 def test_a_pair_has_the_key_discharge_and_gap_of_its_last_visit() -> None:
-    (first, second) = pair_visits(table(visit("a", 0, 1), visit("b", 4.5, 6))).to_pylist()
+    first, second = pair_visits(table(visit("a", 0, 1), visit("b", 4.5, 6))).to_pylist()
     assert first["pair_id"] == pair_id_of(1, "a")
     assert first["prediction_time"] == START + DAY
     assert first["gap_days"] == 3.5
@@ -154,14 +187,13 @@ def test_labels_are_the_phenotypes_of_the_next_visit_alone() -> None:
     )
     counts = {("ICD9CM", code): 1 for code in ("4280", "4019", "2749", "42831")}
     matches = match_codes(counts, phenotypes)
-    labelled = label_pairs(pair_visits(visits), visits, matches, n_labels=3)
+    labelled = labelled_pairs(visits, matches, n_labels=3)
     assert labelled["labels"].to_pylist() == [[True, True, True], [False] * 3, None, None]
 
 
 def test_a_next_visit_that_was_not_coded_labels_nothing() -> None:
     visits = table(visit("a", 0, 1, codes=("4280",)), visit("b", 5, 6), visit("c", 9, 10))
-    pairs = pair_visits(visits)
-    labelled = label_pairs(pairs, visits, [], n_labels=2)
+    labelled = labelled_pairs(visits, [], n_labels=2)
     assert labelled["next_visit_id"].to_pylist() == ["b", "c", None]
     assert labelled["labels"].to_pylist() == [None, None, None]
 
@@ -175,12 +207,13 @@ def sampled(pairs: list[tuple[int, str, bool, float]], **limits: int | None) -> 
             "prediction_time": START,
             "split": split,
             "labels": [True] if labelled else None,
-            "sample_place": place,
+            "sample_key": f"{int(place * 16**8):08x}",
         }
         for number, (subject, split, labelled, place) in enumerate(pairs)
     ]
     bounds = {"train": None, "unlabelled": None, "tuning": None, "held_out": None} | limits
-    kept = sample_pairs(pa.Table.from_pylist(rows), bounds)
+    [engine] = OPENED
+    kept = engine.fetch(steps.sample_pairs(engine.upload(pa.Table.from_pylist(rows)), bounds))
     return sorted(kept["subject_id"].to_pylist())
 
 
@@ -200,3 +233,43 @@ def test_each_group_has_its_own_limit() -> None:
     assert sampled(pairs, unlabelled=1) == [1, 1, 3, 4]
     assert sampled(pairs, unlabelled=0) == [1, 3, 4]
     assert sampled(pairs) == [1, 1, 2, 3, 4]
+
+
+def codes_of_three_visits() -> tuple[pa.Table, list[CodeMatch]]:
+    visits = table(
+        visit("a", 0, 1), visit("b", 11, 12, codes=("4280",)), visit("c", 31, 32, codes=("4019",))
+    )
+    phenotypes = [
+        Phenotype(name="heart failure", ccs=(108,)), Phenotype(name="hypertension", ccs=(98,)),
+    ]  # fmt: skip
+    return visits, match_codes({("ICD9CM", code): 1 for code in ("4280", "4019")}, phenotypes)
+
+
+def test_an_admission_too_soon_is_no_next_visit() -> None:
+    visits = table(visit("a", 0, 1), visit("b", 1.5, 2), visit("c", 9, 10))
+    assert histories(pair_visits(visits, min_gap_days=1.0))["a"] == (["a"], "c")
+    assert histories(pair_visits(visits, min_gap_days=0.5))["a"] == (["a"], "b")
+
+
+def test_a_next_visit_too_late_labels_nothing() -> None:
+    visits, matches = codes_of_three_visits()
+    labelled = labelled_pairs(visits, matches, n_labels=2, max_gap_days=10.0)
+    assert labelled["next_visit_id"].to_pylist() == ["b", None, None]
+    assert labelled["labels"].to_pylist() == [[True, False], None, None]
+
+
+def test_a_label_window_joins_the_labels_of_all_its_stays() -> None:
+    visits, matches = codes_of_three_visits()
+    wide = labelled_pairs(visits, matches, n_labels=2, label_window_days=30.0)
+    assert wide["next_visit_id"].to_pylist() == ["b", "c", None]
+    assert wide["labels"].to_pylist() == [[True, True], [False, True], None]
+    assert wide["outcome_time"].to_pylist()[0] == START + 32 * DAY
+    narrow = labelled_pairs(visits, matches, n_labels=2, label_window_days=15.0)
+    assert narrow["labels"].to_pylist() == [[True, False], None, None]
+
+
+def test_times_beyond_the_year_2262_survive() -> None:
+    far = (datetime.datetime(2300, 1, 1) - START) / DAY
+    pairs = pair_visits(table(visit("a", far, far + 1), visit("b", far + 3, far + 4)))
+    assert pairs["prediction_time"].to_pylist()[0] == datetime.datetime(2300, 1, 2)
+    assert pairs["gap_days"].to_pylist() == [2.0, None]

@@ -1,17 +1,21 @@
-"""The simulated hospital: same seed, same bytes; real codes; a task worth learning."""
+"""The simulated hospital: one seed, the same bytes; real codes; a task to learn; whole or not."""
 
 import csv
+import errno
 import gzip
 import itertools
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from ckd_ehr.contracts.config import SimulatorConfig
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import PHENOTYPES_25
 from ckd_ehr.data.simulator import simulate
 from ckd_ehr.data.simulator_catalogue import (
@@ -21,10 +25,12 @@ from ckd_ehr.data.simulator_catalogue import (
     PROGRESSIONS,
     TRAITS,
 )
+from ckd_ehr.data.simulator_layouts import Layout
 from ckd_ehr.data.simulator_tables import diagnosis_titles
 
 CATEGORY_OF = {code: condition.ccs for condition in CONDITIONS for code, _ in condition.codes}
 PHENOTYPES = sorted(ccs for phenotype in PHENOTYPES_25 for ccs in phenotype.ccs)
+SMALL = SimulatorConfig(patients=20)
 OUTDATED = {"585", "5185", "2765", "5128"}
 
 Rows = list[dict[str, str]]
@@ -165,3 +171,58 @@ def test_history_predicts_better_than_carrying_the_last_visit_forward(tmp_path: 
         learned.append(average_precision_score(label[~train], risks))
         forward.append(average_precision_score(label[~train], last[~train]))
     assert np.mean(learned) > np.mean(forward) + 0.05
+
+
+def test_a_folder_with_anything_in_it_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CkdEhrError, match="not empty; give --out a new folder"):
+        simulate(SMALL, tmp_path, layout="omop")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_where_one_stands_is_refused_because_it_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CkdEhrError, match="give --out a new folder in it"):
+        simulate(SMALL, Path())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "hospital").symlink_to(tmp_path / "disk")
+    simulate(SMALL, tmp_path / "hospital")
+    assert (tmp_path / "disk" / "PATIENTS.csv.gz").is_file()
+    assert (tmp_path / "hospital").is_symlink()
+
+
+@pytest.mark.parametrize("module", [pa_csv, pq])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_full_disk_or_an_interruption_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, error: BaseException
+) -> None:
+    name = "write_csv" if module is pa_csv else "write_table"
+    write, calls = getattr(module, name), []
+
+    def fail_at_the_third(*arguments: object, **options: object) -> None:
+        calls.append(name)
+        if len(calls) == 3:
+            raise error
+        write(*arguments, **options)
+
+    monkeypatch.setattr(module, name, fail_at_the_third)
+    layout: Layout = "omop" if module is pa_csv else "meds"
+    with pytest.raises(type(error)):
+        simulate(SMALL, tmp_path / "hospital", layout=layout)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.undo()
+    simulate(SMALL, tmp_path / "hospital", layout=layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["hospital"]
+
+
+def test_the_folder_has_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    simulate(SMALL, tmp_path / "hospital")
+    assert (tmp_path / "hospital").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -10,8 +10,10 @@ import pytest
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.fitted import FITTED, read_fitted
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
 from ckd_ehr.contracts.runs import StageContext, read_table
+from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.examples import read_narratives, read_pairs
 from ckd_ehr.learning.inference import StudentPredictor
 from ckd_ehr.learning.scoring import label_ranking, macro
@@ -74,6 +76,16 @@ def test_every_pair_has_soft_labels_from_a_teacher_that_has_not_seen_its_patient
     spreads = {row["pair_id"]: row["spread"] for row in rows}
     tuning = [pairs.pair_ids[row] for row in pairs.rows(split="tuning")]
     assert all(spreads[pair_id] is not None for pair_id in tuning)
+
+
+def test_each_stage_records_what_it_was_fitted_on(run: Run) -> None:
+    paths = {stage: run.root / stage / FITTED for stage in ("teacher", "signals", "student")}
+    assert fitted_findings(run.root / "cohort", paths) == []
+    pairs = read_pairs(run.root / "cohort")
+    seen = {record.name: record.pairs for record in read_fitted(paths["student"])}
+    assert seen["hard/weights"] == len(pairs.rows(split="train", labelled=True))
+    assert seen["distilled/weights"] == len(pairs.rows(split="train"))
+    assert seen["distilled/weights"] > seen["hard/weights"]
 
 
 def test_the_teacher_learns_the_pattern_out_of_fold(run: Run) -> None:

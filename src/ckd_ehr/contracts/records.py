@@ -9,12 +9,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from ckd_ehr.contracts.code_patterns import plain_name, refuse_numbers, refuse_unusable
 from ckd_ehr.contracts.errors import CkdEhrError
 
 Kind = Literal["demographics", "diagnosis", "medication", "procedure"]
@@ -41,6 +49,8 @@ AGE = "AGE"
 DEATH = "MEDS_DEATH"
 BIRTH = "MEDS_BIRTH"
 
+CODE_LISTS = ("icd9cm", "icd10cm", "exclude_icd9cm", "exclude_icd10cm")
+
 
 def plain_code(written: str) -> str:
     """An ICD code without dots and blanks, in upper case.
@@ -51,27 +61,43 @@ def plain_code(written: str) -> str:
     return "".join(written.split()).replace(".", "").upper()
 
 
+PlainCode = Annotated[str, AfterValidator(plain_code)]
+PlainName = Annotated[str, AfterValidator(plain_name)]
+
+
 class Phenotype(BaseModel):
-    """A disease to predict, defined by CCS categories, code lists, or both."""
+    """A disease to predict: CCS categories, lists of codes or of names, or several of these.
+
+    Code lists hold single codes (`428.0`), all codes under one (`428*`) and ranges of categories
+    (`E10-E14`). What `exclude_icd9cm` and `exclude_icd10cm` name is taken out again, of a CCS
+    category too. `names` are diagnoses that are words, compared without regard to case.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     ccs: tuple[int, ...] = ()
-    icd9cm: tuple[str, ...] = ()
-    icd10cm: tuple[str, ...] = ()
+    icd9cm: tuple[PlainCode, ...] = ()
+    icd10cm: tuple[PlainCode, ...] = ()
+    exclude_icd9cm: tuple[PlainCode, ...] = ()
+    exclude_icd10cm: tuple[PlainCode, ...] = ()
+    names: tuple[PlainName, ...] = ()
 
-    @field_validator("icd9cm", "icd10cm")
+    @field_validator(*CODE_LISTS, "names", mode="before")
     @classmethod
-    def _as_the_visits_have_them(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(plain_code, codes))
+    def _are_texts(cls, written: object, info: ValidationInfo) -> object:
+        refuse_numbers(written, place=f"phenotype '{info.data.get('name')}', {info.field_name}")
+        return written
 
     @model_validator(mode="after")
-    def _is_defined(self) -> "Phenotype":
-        if not self.ccs and not any((*self.icd9cm, *self.icd10cm)):
-            raise ValueError(
-                f"phenotype '{self.name}' has no definition; give it ccs, icd9cm or icd10cm"
-            )
+    def _is_defined_and_usable(self) -> "Phenotype":
+        mine = f"phenotype '{self.name}'"
+        if not self.ccs and not any((*self.icd9cm, *self.icd10cm, *self.names)):
+            raise ValueError(f"{mine} has no definition; give it ccs, icd9cm or icd10cm, or names")
+        for field in CODE_LISTS:
+            refuse_unusable(getattr(self, field), place=f"{mine}, {field}")
+        if not all(self.names):
+            raise ValueError(f"{mine}, names: an entry is empty; leave it out")
         return self
 
 

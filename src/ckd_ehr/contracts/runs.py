@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from ckd_ehr.contracts.machine import (
 MANIFEST = "manifest.json"
 FINGERPRINT = ".fingerprint"
 WORK = "work"
+ROW_GROUP = 16_384
 
 
 class FileRecord(BaseModel):
@@ -92,7 +93,7 @@ class Stage:
 
     `sections` are the dotted config keys that enter the fingerprint; `reads` the stages, or
     single files of stages (`knowledge/teacher.parquet`), whose outputs do; `externals` hashes what
-    it reads from outside the run (source tables, model weights).
+    it reads from outside the run (source tables, model weights); `preview` is said before any work.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     externals: Callable[[RunConfig], Mapping[str, str]] = lambda _: {}
+    preview: Callable[[RunConfig], Sequence[str]] = lambda _: ()
     version: int = 1
 
 
@@ -214,23 +216,35 @@ class RunDirectory:
         *,
         command: Sequence[str],
         say: Callable[[str], None],
+        first: str | None = None,
         until: str | None = None,
     ) -> None:
-        """Bring every stage up to date, in order, skipping those that are."""
+        """Bring the stages from `first` to `until` up to date, in order, skipping those that are.
+
+        What comes before `first` must have finished and is taken as it stands.
+        """
         with self.locked():
             self._refuse_another_source(config)
-            wanted = self._until(until)
+            wanted = self._between(first, until)
+            for line in (line for stage in wanted for line in stage.preview(config)):
+                say(line)
             # What is missing outside the run is told before anything is changed.
             externals = {stage.name: stage.externals(config) for stage in wanted}
             about = {"command": list(command), "commit": commit(), "machine": machine_facts()}
             write_json(self.root / "run.json", {"config": config.model_dump(mode="json"), **about})
-            for number, stage in enumerate(wanted, start=1):
-                tag = f"[{number}/{len(self.stages)}]"
+            for stage in wanted:
+                tag = f"[{self.stages.index(stage) + 1}/{len(self.stages)}]"
                 self._bring_up_to_date(stage, config, externals[stage.name], say=say, tag=tag)
 
-    def _until(self, last: str | None) -> tuple[Stage, ...]:
+    def _between(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
         names = [stage.name for stage in self.stages]
-        return self.stages if last is None else self.stages[: names.index(last) + 1]
+        start = 0 if first is None else names.index(first)
+        end = len(names) if last is None else names.index(last) + 1
+        if start >= end:
+            raise CkdEhrError(f"no stage to run: '{first}' comes after '{last}'")
+        for stage in self.stages[:start]:
+            self.require(stage.name)
+        return self.stages[start:end]
 
     def _refuse_another_source(self, config: RunConfig) -> None:
         """A finished run of other records must not be overwritten by a slip of `--out`."""
@@ -448,6 +462,28 @@ def write_table(table: pa.Table, path: Path, schema: pa.Schema) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = table.select(schema.names).cast(schema.remove_metadata())
     pq.write_table(plain.replace_schema_metadata(schema.metadata), path, compression="zstd")
+
+
+def write_batches(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema) -> None:
+    """Write batches as one Parquet file in this schema; equal rows give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = schema.remove_metadata()
+    waiting: list[pa.Table] = []
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in batches:
+            waiting.append(pa.Table.from_batches([batch]).select(schema.names).cast(plain))
+            rows += batch.num_rows
+            while rows >= ROW_GROUP:
+                table = pa.concat_tables(waiting)
+                writer.write_table(_under(schema, table.slice(0, ROW_GROUP)), ROW_GROUP)
+                waiting, rows = [table.slice(ROW_GROUP)], rows - ROW_GROUP
+        if rows:
+            writer.write_table(_under(schema, pa.concat_tables(waiting)), ROW_GROUP)
+
+
+def _under(schema: pa.Schema, table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(schema.metadata)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

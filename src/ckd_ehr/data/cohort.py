@@ -1,112 +1,312 @@
 """Stage `cohort`: MEDS events → visits and labelled visit pairs, split by patient.
 
-In: the events stage's dataset; `cohort`, `labels` and `splits` settings. Out: `visits.parquet`,
-`pairs.parquet`, `flow.json` (what was left out, what each split holds), `coverage.json` (how the
-diagnosis codes were mapped). Ignores: text and models.
+In: the events stage's dataset; `cohort`, `labels`, `splits` and `engine` settings. Out:
+`visits.parquet`, `pairs.parquet`, `subject_splits.parquet` (MEDS), `flow.json` (what was left out,
+what each split holds), `coverage.json` (how the diagnosis codes were mapped), `dataset.json` (what
+the report says of the data). Ignores: text and models.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import ibis.expr.types as ir
 import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import CohortConfig, RunConfig, SampleConfig, SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import PAIRS, VISITS, with_label_names
-from ckd_ehr.contracts.runs import StageContext, write_json, write_table
-from ckd_ehr.data.audit import audit_cohort
+from ckd_ehr.contracts.runs import StageContext, read_json, read_table, write_json
+from ckd_ehr.data.audit.cohort import cohort_findings
+from ckd_ehr.data.audit.findings import refuse
+from ckd_ehr.data.description import describe_cohort
+from ckd_ehr.data.engine import Engine, open_engine
 from ckd_ehr.data.pairs import (
-    keep_labelled_and_train,
+    PAIR_ORDER,
+    PairRules,
+    forward_pairs,
     label_pairs,
+    labels_of_codes,
+    later_visits,
     pair_visits,
+    place_visits,
     sample_pairs,
     split_pairs,
+    usable_pairs,
+    visit_labels,
 )
-from ckd_ehr.data.phenotypes import CodeMatch, coverage_report, match_codes
+from ckd_ehr.data.phenotypes import CodeMatch, coverage_lines, coverage_report, match_codes
 from ckd_ehr.data.sources.dataset import event_files, has_synthetic_times
-from ckd_ehr.data.splits import SPLIT_NAMES, assign_splits
-from ckd_ehr.data.visits import read_visits
+from ckd_ehr.data.sources.extraction import ROWS
+from ckd_ehr.data.splits import SPLIT_NAMES, assign_splits, read_splits
+from ckd_ehr.data.visits import (
+    AdmissionTypes,
+    assemble_visits,
+    count_diagnoses,
+    count_items,
+    count_shared_visits,
+    count_stays,
+    gather_items,
+    gather_people,
+    gather_stays,
+    mark_stays,
+    roles_of,
+)
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class BuiltVisits:
+    """The `visits` table, how often each diagnosis occurs in it, and what was left out."""
+
+    visits: ir.Table
+    diagnoses: pa.Table
+    counts: Counts
 
 
 @dataclass(frozen=True)
 class BuiltPairs:
-    """The pairs of a cohort, also before sampling, and the counts of those left out on the way."""
+    """The pairs of a cohort, also before sampling, the splits, and what was left out."""
 
-    pairs: pa.Table
-    unsampled: pa.Table
-    counts: dict[str, int]
+    pairs: ir.Table
+    unsampled: ir.Table
+    assigned: ir.Table
+    counts: Counts
 
 
 def write_cohort(context: StageContext) -> None:
     """Build the cohort, refuse one that cannot be learned from, audit it, write it."""
-    config, events = context.config, context.inputs["events"]
-    visits, counts = read_visits(
-        event_files(events), events / meds.code_metadata_filepath, context.folder
-    )
-    if not visits.num_rows:
-        raise CkdEhrError(
-            f"empty cohort: none of {counts['visits_read']} visits has an admission, a later "
-            "discharge and no earlier death; check the source's times "
-            "(see 'Cohort' in docs/data.md)"
-        )
+    config, events, folder = context.config, context.inputs["events"], context.folder
     phenotypes = config.labels.selected
-    matches = match_codes(diagnosis_counts(visits), phenotypes)
-    built = build_pairs(visits, matches, config, synthetic_times=has_synthetic_times(events))
-    refuse_without_positives(built.pairs, matches)
-    refuse_unusable(built.pairs, config.splits, config.cohort.sample, unsampled=built.unsampled)
     names = [phenotype.name for phenotype in phenotypes]
-    pairs = built.pairs.select(PAIRS.names).cast(PAIRS)
-    audit_cohort(visits, pairs)
-    flow = describe_flow(visits, pairs, counts | built.counts, names)
-    write_table(visits, context.folder / "visits.parquet", with_label_names(VISITS, names))
-    write_table(pairs, context.folder / "pairs.parquet", with_label_names(PAIRS, names))
-    write_json(context.folder / "flow.json", flow)
-    write_json(context.folder / "coverage.json", coverage_report(matches))
+    with open_engine(config.engine, context.work) as engine:
+        codes = pq.read_table(events / meds.code_metadata_filepath)
+        built = build_visits(engine, engine.read(event_files(events)), codes, config.cohort)
+        engine.write(built.visits, folder / "visits.parquet", with_label_names(VISITS, names))
+        _refuse_no_visits(built.counts, read_rows=folder / "visits.parquet")
+        matches = match_codes(_occurrences(built.diagnoses), phenotypes)
+        visits = engine.read([folder / "visits.parquet"])
+        listed = _listed_splits(config.splits, events)
+        rules = pair_rules(config.cohort, synthetic_times=has_synthetic_times(events))
+        paired = build_pairs(engine, visits, matches, config, rules=rules, listed=listed)
+        schema = with_label_names(PAIRS, names)
+        engine.write(paired.pairs.order_by(PAIR_ORDER), folder / "pairs.parquet", schema)
+        unsampled = engine.fetch(paired.unsampled.select("subject_id", "split", "fold", "labels"))
+        assigned = engine.fetch(paired.assigned.order_by("subject_id"))
+    pairs = read_table(folder / "pairs.parquet", PAIRS)
+    refuse_without_positives(pairs, matches)
+    refuse_unusable(pairs, config.splits, config.cohort.sample, unsampled=unsampled)
+    _write_splits(assigned, folder / "subject_splits.parquet")
+    _audit(context, events, rules)
+    counts = built.counts | paired.counts
+    _describe(context, events, pairs, matches, counts=counts, names=names, rules=rules)
     _say_unread_facts(context, counts)
     _say_summary(context, pairs, names)
 
 
-def build_pairs(
-    visits: pa.Table, matches: Sequence[CodeMatch], config: RunConfig, *, synthetic_times: bool
-) -> BuiltPairs:
-    """Visits → labelled, split and sampled pairs."""
-    cohort: CohortConfig = config.cohort
-    paired = pair_visits(
-        visits,
-        max_history_visits=cohort.max_history_visits,
-        min_history_visits=cohort.min_history_visits,
+def build_visits(
+    engine: Engine, events: ir.Table, codes: pa.Table, cohort: CohortConfig
+) -> BuiltVisits:
+    """Events → visits, on any engine.
+
+    Args:
+        events: subject_id, time, code, numeric_value, visit_id.
+        codes: the dataset's distinct codes with their descriptions.
+    """
+    shared = _row(engine.fetch(count_shared_visits(events)))["shared"]
+    if shared:
+        raise CkdEhrError(
+            f"events: {shared} stays (column 'visit_id') stand under two patients (column "
+            "'subject_id'); a stay belongs to one patient: correct the ids in the source's tables"
+        )
+    roles = engine.upload(roles_of(codes))
+    stays = engine.keep(gather_stays(events, roles))
+    people = engine.keep(gather_people(events, roles, stays))
+    types = AdmissionTypes(cohort.admission_types, cohort.exclude_admission_types)
+    marked = engine.keep(mark_stays(stays, people, types))
+    items = engine.keep(gather_items(events, roles, marked))
+    counts = _row(engine.fetch(count_stays(events, marked, people)))
+    counts |= _row(engine.fetch(count_items(items)))
+    return BuiltVisits(
+        visits=assemble_visits(marked, items),
+        diagnoses=engine.fetch(count_diagnoses(items)),
+        counts=counts,
+    )
+
+
+def pair_rules(cohort: CohortConfig, *, synthetic_times: bool) -> PairRules:
+    """The settings that decide on pairs.
+
+    Raises:
+        CkdEhrError: a rule in days is set for a source whose times only give an order.
+    """
+    gaps = {
+        "min_gap_days": cohort.min_gap_days or None,
+        "max_gap_days": cohort.max_gap_days,
+        "label_window_days": cohort.label_window_days,
+    }
+    given = [name for name, days in gaps.items() if days is not None]
+    if synthetic_times and given:
+        raise CkdEhrError(
+            f"cohort.{given[0]} is set, but this source has no dates: its times only give the "
+            "order of visits; leave it out"
+        )
+    return PairRules(
         min_age_years=cohort.min_age_years,
+        min_history_visits=cohort.min_history_visits,
+        max_history_visits=cohort.max_history_visits,
+        min_gap_days=cohort.min_gap_days,
+        max_gap_days=cohort.max_gap_days,
+        label_window_days=cohort.label_window_days,
         synthetic_times=synthetic_times,
     )
-    labelled = label_pairs(paired, visits, matches, n_labels=len(config.labels.selected))
-    subjects = sorted(labelled["subject_id"].unique().to_pylist())
-    divided = split_pairs(labelled, assign_splits(subjects, config.splits))
-    usable = keep_labelled_and_train(divided)
-    sampled = sample_pairs(usable, cohort.sample.model_dump())
-    counts = {
-        "visits_without_pair": visits.num_rows - paired.num_rows,
-        "pairs_of_one_history": paired.num_rows,
-        "pairs_with_next_visit": paired.num_rows - paired["next_visit_id"].null_count,
-        "next_visits_without_diagnoses": (
-            labelled["labels"].null_count - paired["next_visit_id"].null_count
-        ),
-        "pairs_unlabelled_outside_train": divided.num_rows - usable.num_rows,
-        "pairs_cut_by_sampling": usable.num_rows - sampled.num_rows,
+
+
+def build_pairs(
+    engine: Engine,
+    visits: ir.Table,
+    matches: Sequence[CodeMatch],
+    config: RunConfig,
+    *,
+    rules: PairRules,
+    listed: pa.Table | None = None,
+) -> BuiltPairs:
+    """Visits → labelled, split and sampled pairs, on any engine.
+
+    Args:
+        listed: subject_id and split, where the splits come from a file.
+    """
+    placed = engine.keep(place_visits(visits))
+    later = engine.keep(later_visits(placed, rules))
+    paired = pair_visits(placed, later, rules)
+    found = visit_labels(visits, engine.upload(labels_of_codes(matches)))
+    n_labels = len(config.labels.selected)
+    labelled = label_pairs(paired, later, found, n_labels=n_labels, rules=rules)
+    labelled = engine.keep(labelled)
+    patients = placed.group_by("subject_id").agg(first_admit_time=placed.admit_time.min())
+    patients = engine.keep(patients)
+    given = None if listed is None else engine.upload(listed)
+    assigned = engine.keep(assign_splits(patients, config.splits, given))
+    divided = split_pairs(labelled, assigned)
+    known = divided.filter(divided.split.notnull())
+    if config.splits.method == "temporal":
+        known = forward_pairs(known, patients, assigned)
+    known = engine.keep(known)
+    usable = engine.keep(usable_pairs(known))
+    sampled = engine.keep(sample_pairs(usable, config.cohort.sample.model_dump()))
+    steps = {
+        "visits": visits, "labelled": labelled, "divided": divided, "known": known,
+        "usable": usable, "sampled": sampled,
+    }  # fmt: skip
+    counts = _count_pairs(engine, steps)
+    return BuiltPairs(sampled, usable, assigned, counts)
+
+
+def _count_pairs(engine: Engine, steps: Mapping[str, ir.Table]) -> Counts:
+    """What each step from visits to sampled pairs left out."""
+    labelled, divided = steps["labelled"], steps["divided"]
+    followed = labelled.next_visit_id.notnull()
+    sized = [
+        steps[name].agg(**{name: steps[name].count()})
+        for name in ("visits", "known", "usable", "sampled")
+    ]
+    counted = labelled.agg(
+        paired=labelled.count(),
+        followed=labelled.count(where=followed),
+        uncoded=labelled.count(where=followed & labelled.labels.isnull()),
+    ).cross_join(divided.agg(unlisted=divided.count(where=divided.split.isnull())), *sized)
+    n = _row(engine.fetch(counted))
+    return {
+        "visits_without_pair": n["visits"] - n["paired"],
+        "pairs_of_one_history": n["paired"],
+        "pairs_with_next_visit": n["followed"],
+        "next_visits_without_diagnoses": n["uncoded"],
+        "pairs_of_patients_without_split": n["unlisted"],
+        "pairs_after_held_out_began": n["paired"] - n["unlisted"] - n["known"],
+        "pairs_unlabelled_outside_train": n["known"] - n["usable"],
+        "pairs_cut_by_sampling": n["usable"] - n["sampled"],
     }
-    return BuiltPairs(sampled, usable, counts)
 
 
-def diagnosis_counts(visits: pa.Table) -> dict[tuple[str, str], int]:
-    """How often each distinct (system, code) occurs among the diagnoses."""
-    items = pc.list_flatten(visits["diagnoses"]).combine_chunks()
-    table = pa.table({"system": items.field("system"), "code": items.field("code")})
-    counted = table.group_by(["system", "code"]).aggregate([([], "count_all")])
-    keys = zip(counted["system"].to_pylist(), counted["code"].to_pylist(), strict=True)
-    found = dict(zip(keys, counted["count_all"].to_pylist(), strict=True))
-    return dict(sorted(found.items()))
+def _row(table: pa.Table) -> Counts:
+    return {name: int(value) for name, value in table.to_pylist()[0].items()}
+
+
+def _occurrences(diagnoses: pa.Table) -> dict[tuple[str, str], int]:
+    return {(row["system"], row["code"]): row["occurrences"] for row in diagnoses.to_pylist()}
+
+
+def _refuse_no_visits(counts: Mapping[str, int], *, read_rows: Path) -> None:
+    if not pq.read_metadata(read_rows).num_rows:
+        raise CkdEhrError(
+            f"empty cohort: none of {counts['visits_read']} visits has an admission, a later "
+            "discharge and no earlier death, and is of an admission type that is kept; check the "
+            "source's times (see 'Cohort' in docs/data.md)"
+        )
+
+
+def _listed_splits(splits: SplitsConfig, events: Path) -> pa.Table | None:
+    """The splits of a file, or those that the source's dataset came with."""
+    if splits.method == "file":
+        assert splits.file is not None
+        return read_splits(splits.file)
+    if splits.method != "source":
+        return None
+    path = events / meds.subject_splits_filepath
+    if not path.is_file():
+        raise CkdEhrError(
+            "splits.method=source: this source brings no splits (metadata/subject_splits.parquet); "
+            "choose random, temporal or file"
+        )
+    return read_splits(path)
+
+
+def _write_splits(assigned: pa.Table, path: Path) -> None:
+    known = assigned.filter(pc.is_valid(assigned["split"])).select(["subject_id", "split"])
+    pq.write_table(meds.SubjectSplitSchema.align(known), path, compression="zstd")
+
+
+def _audit(context: StageContext, events: Path, rules: PairRules) -> None:
+    findings = cohort_findings(
+        context.folder,
+        events,
+        temporal_split=context.config.splits.method == "temporal",
+        synthetic_times=rules.synthetic_times,
+    )
+    refuse(findings, "cohort")
+
+
+def _describe(
+    context: StageContext,
+    events: Path,
+    pairs: pa.Table,
+    matches: Sequence[CodeMatch],
+    *,
+    counts: Counts,
+    names: Sequence[str],
+    rules: PairRules,
+) -> None:
+    """Write what the report says of the data, and say how the codes were mapped."""
+    folder = context.folder
+    rows = events / ROWS
+    flow = describe_flow(folder / "visits.parquet", pairs, counts, names)
+    write_json(folder / "flow.json", flow | {"rows": read_json(rows) if rows.is_file() else {}})
+    coverage = coverage_report(matches, names)
+    write_json(folder / "coverage.json", coverage)
+    described = describe_cohort(
+        folder,
+        labels_of_codes(matches),
+        label_names=names,
+        synthetic_times=rules.synthetic_times,
+    )
+    write_json(folder / "dataset.json", described)
+    for line in coverage_lines(coverage):
+        context.say(line)
 
 
 def refuse_without_positives(pairs: pa.Table, matches: Sequence[CodeMatch]) -> None:
@@ -180,9 +380,10 @@ def _sampled_out(split: str, sample: SampleConfig) -> str:
 
 
 def describe_flow(
-    visits: pa.Table, pairs: pa.Table, counts: Mapping[str, int], label_names: Sequence[str]
+    visits_file: Path, pairs: pa.Table, counts: Mapping[str, int], label_names: Sequence[str]
 ) -> dict[str, object]:
     """What was read, left out and kept, and what each split holds."""
+    visits = pq.read_table(visits_file, columns=["diagnoses", "died"])
     empty = pc.sum(pc.equal(pc.list_value_length(visits["diagnoses"]), 0)).as_py()
     return {
         "counts": {

@@ -1,13 +1,13 @@
 """Stage `events`: whatever the source, one MEDS dataset.
 
 In: `data` settings. Out: a MEDS 0.4 dataset in the stage folder: `data/*.parquet`,
-`metadata/codes.parquet`, `metadata/dataset.json`, `metadata/subject_splits.parquet`. Ignores: how
-a source is read. Sources are found through the entry-point group `ckd_ehr.sources`, so that a
-hospital adds one in a package of its own.
+`metadata/codes.parquet`, `metadata/dataset.json`, and `rows.json`, which says where every row of
+the source's tables went. Ignores: how a source is read, and splits. Sources are found through the
+entry-point group `ckd_ehr.sources`, so that a hospital adds one in a package of its own.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol, cast
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import StageContext, read_json, sha256_of
-from ckd_ehr.data.sources.dataset import event_files, subject_ids
-from ckd_ehr.data.splits import assign_splits
+from ckd_ehr.contracts.runs import StageContext, read_json
+from ckd_ehr.data.sources.dataset import event_files
+from ckd_ehr.data.sources.extraction import Extraction, TableStatus, status_lines
 
 SOURCES = "ckd_ehr.sources"
 
@@ -29,15 +29,22 @@ SOURCES = "ckd_ehr.sources"
 class Source(Protocol):
     """What a module named under the entry-point group `ckd_ehr.sources` must have."""
 
-    def files(self, settings: DataConfig) -> list[Path]:
-        """The files that a run reads, in a fixed order; an error where one is missing."""
+    def tables(self, settings: DataConfig) -> list[TableStatus]:
+        """Which of its tables are there; looks at names and headers only, and refuses nothing."""
         ...
 
-    def extract(self, settings: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
-        """Write a MEDS dataset into `folder`, without its subject splits.
+    def digests(self, settings: DataConfig) -> dict[str, str]:
+        """What a run reads, named, each with a digest of its content.
+
+        A table or column that is needed and absent is an error here, before any work.
+        """
+        ...
+
+    def extract(self, extraction: Extraction) -> None:
+        """Write a MEDS dataset into `extraction.folder`.
 
         Equal input must give equal bytes. Events may carry a `visit_id`; only those that do
-        become visits. `say` is for counts of what was dropped.
+        become visits. Rows that are left out are entered in `extraction.ledger`.
         """
         ...
 
@@ -53,7 +60,11 @@ def find_source(name: str) -> Source:
             f"'{near[0] if near else 'none'}'? (installed: {known})"
         )
     source: object = entries[name].load()
-    missing = [part for part in ("files", "extract") if not callable(getattr(source, part, None))]
+    missing = [
+        part
+        for part in ("tables", "digests", "extract")
+        if not callable(getattr(source, part, None))
+    ]
     if missing:
         raise CkdEhrError(
             f"data.source = '{name}': its module lacks {' and '.join(missing)}(); see docs/data.md"
@@ -62,23 +73,35 @@ def find_source(name: str) -> Source:
 
 
 def source_digests(settings: DataConfig) -> Mapping[str, str]:
-    """SHA-256 of every file that the source reads, keyed by the file's name."""
-    return {path.name: sha256_of(path) for path in find_source(settings.source).files(settings)}
+    """A digest of everything that the source reads; what is missing is an error."""
+    return find_source(settings.source).digests(settings)
+
+
+def source_lines(settings: DataConfig) -> list[str]:
+    """Which tables the source found, as text for the user."""
+    return status_lines(find_source(settings.source).tables(settings))
 
 
 def write_events(context: StageContext) -> None:
-    """Have the source write its dataset, add the splits, and check the whole against MEDS."""
+    """Have the source write its dataset, and check it against MEDS."""
     settings = context.config.data
-    find_source(settings.source).extract(settings, context.folder, context.say)
-    assigned = assign_splits(subject_ids(context.folder), context.config.splits)
-    splits = meds.SubjectSplitSchema.align(assigned.select(["subject_id", "split"]))
-    pq.write_table(splits, context.folder / meds.subject_splits_filepath, compression="zstd")
-    check_dataset(context.folder, name=settings.source)
-    context.say(f"{splits.num_rows:,} patients")
+    extraction = Extraction(
+        settings=settings,
+        folder=context.folder,
+        say=context.say,
+        memory_limit=context.config.engine.memory_limit,
+    )
+    find_source(settings.source).extract(extraction)
+    patients = check_dataset(context.folder, name=settings.source)
+    context.say(f"{patients:,} patients")
 
 
-def check_dataset(folder: Path, *, name: str) -> None:
-    """Refuse a dataset that breaks MEDS: schemas, order, patients spread over files."""
+def check_dataset(folder: Path, *, name: str) -> int:
+    """Refuse a dataset that breaks MEDS: schemas, order, patients spread over files.
+
+    Returns:
+        How many patients it has.
+    """
     try:
         meds.DatasetMetadataSchema.validate(read_json(folder / meds.dataset_metadata_filepath))
         codes = pq.read_table(folder / meds.code_metadata_filepath)
@@ -96,6 +119,7 @@ def check_dataset(folder: Path, *, name: str) -> None:
                     f"source '{name}': a patient stands in {owner[subject]} and in {path.name}; "
                     "MEDS keeps a patient in one file"
                 )
+    return len(owner)
 
 
 def _check_events(events: pa.Table, known_codes: pa.Array, *, label: str) -> None:

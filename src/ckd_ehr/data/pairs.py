@@ -1,143 +1,236 @@
 """Visits → visit pairs: a history, what came next, its labels, its split.
 
-In: the `visits` table. Out: the `pairs` table, step by step. Ignores: files and settings. Pure: a
-table in, a table out, through DuckDB.
+In: the `visits` table as an Ibis table. Out: expressions of the `pairs` table, step by step, that
+any Ibis backend computes alike. Ignores: files and settings.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import duckdb
+import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 
 from ckd_ehr.data.phenotypes import CodeMatch
+from ckd_ehr.data.visits import DAY_SECONDS
 
-# Within a patient; ids decide only between stays of the same hours.
-VISIT_ORDER = "admit_time, discharge_time, visit_id"
-PAIR_ORDER = "subject_id, prediction_time, pair_id"
+PAIR_ORDER = ("subject_id", "prediction_time", "pair_id")
+LIMIT_GROUPS = ("train", "unlabelled", "tuning", "held_out")
 
 
-def pair_visits(
-    visits: pa.Table,
-    *,
-    max_history_visits: int = 16,
-    min_history_visits: int = 1,
-    min_age_years: float = 0.0,
-    synthetic_times: bool = False,
-) -> pa.Table:
+@dataclass(frozen=True)
+class PairRules:
+    """Which visits make a history, and which later ones count; days and years as named."""
+
+    min_age_years: float = 0.0
+    min_history_visits: int = 1
+    max_history_visits: int = 16
+    min_gap_days: float = 0.0
+    max_gap_days: float | None = None
+    label_window_days: float | None = None
+    synthetic_times: bool = False
+
+
+def place_visits(visits: ir.Table) -> ir.Table:
+    """Visits in order within their patient: `place` from 0; ids decide only between equal times."""
+    order = ibis.window(
+        group_by="subject_id", order_by=["admit_time", "discharge_time", "visit_id"]
+    )
+    return visits.select(
+        "visit_id",
+        "subject_id",
+        "admit_time",
+        "discharge_time",
+        "age_years",
+        "died",
+        coded=visits.diagnoses.length() > 0,
+        place=ibis.row_number().over(order),
+    )
+
+
+def known_histories(placed: ir.Table, *, longest: int) -> ir.Table:
+    """visit_id → history: the visits admitted no later and discharged by its discharge.
+
+    Oldest first; of more than `longest`, the last ones.
+    """
+    this, earlier = placed, placed.view()
+    known = this.join(
+        earlier,
+        [
+            this.subject_id == earlier.subject_id,
+            earlier.place <= this.place,
+            earlier.discharge_time <= this.discharge_time,
+        ],
+    ).select(this.visit_id, earlier_id=earlier.visit_id, place=earlier.place)
+    from_last = ibis.window(group_by="visit_id", order_by=ibis.desc("place"))
+    ranked = known.mutate(rank=ibis.row_number().over(from_last))
+    recent = ranked.filter(ranked.rank < longest)
+    entry = ibis.struct({"place": recent.place, "id": recent.earlier_id})
+    histories = recent.group_by("visit_id").agg(entries=entry.collect())
+    ids = histories.entries.sort().map(lambda entry: entry["id"])
+    return histories.select("visit_id", history=ids)
+
+
+def later_visits(placed: ir.Table, rules: PairRules) -> ir.Table:
+    """Each visit with every one admitted from its discharge on, `gap_days` apart.
+
+    Nearer than `min_gap_days` or beyond `max_gap_days` does not count.
+    """
+    this, later = placed, placed.view()
+    found = this.join(
+        later,
+        [
+            this.subject_id == later.subject_id,
+            later.place > this.place,
+            later.admit_time >= this.discharge_time,
+        ],
+    ).select(
+        this.visit_id,
+        later_id=later.visit_id,
+        place=later.place,
+        coded=later.coded,
+        discharge_time=later.discharge_time,
+        gap_days=_seconds_between(later.admit_time, this.discharge_time) / DAY_SECONDS,
+    )
+    counts = found.gap_days >= rules.min_gap_days
+    if rules.max_gap_days is not None:
+        counts &= found.gap_days <= rules.max_gap_days
+    return found.filter(counts)
+
+
+def _seconds_between(end: ir.TimestampValue, start: ir.TimestampValue) -> ir.FloatingValue:
+    whole = end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()
+    return whole.cast("float64")
+
+
+def pair_visits(placed: ir.Table, later: ir.Table, rules: PairRules) -> ir.Table:
     """One pair per visit: the visits known at its discharge, and the next one, if any.
 
-    The history holds the visits admitted no later and discharged by `prediction_time`, the
-    discharge of the last; the next visit is the first one admitted from then on. Pairs of stays
-    that ended in death without a next visit are left out. `gap_days` is null for synthetic times.
+    `prediction_time` is the discharge of the last history visit; the next visit is the first of
+    the later ones. Pairs of stays that ended in death without a next visit are left out.
+    `gap_days` is null for synthetic times.
 
     Returns:
-        pair_id, subject_id, history, prediction_time, next_visit_id, gap_days.
-    """  # Longer than 40 lines: one query, which reads best whole.
-    gap = "NULL" if synthetic_times else "epoch(next_admit - discharge_time) / 86400"
-    with _connected(visits=visits) as connection:
-        return connection.sql(f"""
-            WITH ordered AS (
-                SELECT visit_id, subject_id, admit_time, discharge_time, age_years, died,
-                    row_number() OVER so_far AS place,
-                    list({{'id': visit_id, 'known': discharge_time}}) OVER so_far AS earlier
-                FROM visits WINDOW so_far AS (PARTITION BY subject_id ORDER BY {VISIT_ORDER}
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)),
-            followed AS (
-                SELECT this.visit_id, min_by(later.visit_id, later.place) AS next_visit_id,
-                    min_by(later.admit_time, later.place) AS next_admit
-                FROM ordered AS this JOIN ordered AS later ON this.subject_id = later.subject_id
-                    AND later.place > this.place AND later.admit_time >= this.discharge_time
-                GROUP BY this.visit_id),
-            known AS (
-                SELECT *, list_transform(list_filter(earlier, lambda v: v.known <= discharge_time),
-                    lambda v: v.id)[-{max_history_visits}:] AS history
-                FROM ordered LEFT JOIN followed USING (visit_id))
-            SELECT substr(sha256(subject_id || ':' || visit_id), 1, 16) AS pair_id, subject_id,
-                history, discharge_time AS prediction_time, next_visit_id,
-                CAST({gap} AS FLOAT) AS gap_days
-            FROM known
-            WHERE len(history) >= {min_history_visits} AND (next_visit_id IS NOT NULL OR NOT died)
-                AND coalesce(age_years >= {min_age_years}, {min_age_years} = 0)
-            ORDER BY {PAIR_ORDER}""").to_arrow_table()
-
-
-def label_pairs(
-    pairs: pa.Table, visits: pa.Table, matches: Sequence[CodeMatch], *, n_labels: int
-) -> pa.Table:
-    """Add `labels`: which phenotypes the next visit's diagnoses have.
-
-    Null without a next visit, and where it has no diagnosis at all: it was not coded, which says
-    nothing about diseases.
+        pair_id, subject_id, history, prediction_time, next_visit_id, gap_days, visit_id.
     """
+    first = later.group_by("visit_id").agg(next_place=later.place.min())
+    nearest = later.join(
+        first, [later.visit_id == first.visit_id, later.place == first.next_place]
+    ).select(later.visit_id, next_visit_id=later.later_id, gap_days=later.gap_days)
+    histories = known_histories(placed, longest=rules.max_history_visits)
+    joined = placed.join(histories, "visit_id").left_join(nearest, "visit_id")
+    usable = (joined.history.length() >= rules.min_history_visits) & (
+        joined.next_visit_id.notnull() | ~joined.died
+    )
+    if rules.min_age_years > 0:
+        usable &= (joined.age_years >= rules.min_age_years).fill_null(False)
+    kept = joined.filter(usable)
+    key = (kept.subject_id.cast("string") + ":" + kept.visit_id).hexdigest("sha256")
+    gap = ibis.null("float32") if rules.synthetic_times else kept.gap_days.cast("float32")
+    return kept.select(
+        "subject_id",
+        "history",
+        "next_visit_id",
+        "visit_id",
+        pair_id=key.left(16),
+        prediction_time=kept.discharge_time,
+        gap_days=gap,
+    )
+
+
+def labels_of_codes(matches: Sequence[CodeMatch]) -> pa.Table:
+    """One row for each label that a code sets: system, code, label (its position)."""
     hits = [(match, label) for match in matches for label in match.labels]
-    labels_of_codes = pa.table(
+    return pa.table(
         {
             "system": pa.array([match.system for match, _ in hits], pa.string()),
             "code": pa.array([match.code for match, _ in hits], pa.string()),
             "label": pa.array([label for _, label in hits], pa.int64()),
         }
     )
-    with _connected(pairs=pairs, visits=visits, labels_of_codes=labels_of_codes) as connection:
-        return connection.sql(f"""
-            WITH found AS (
-                SELECT visit_id, list(DISTINCT label) AS present
-                FROM (SELECT visit_id, unnest(diagnoses, recursive := true) FROM visits)
-                JOIN labels_of_codes USING (system, code) GROUP BY visit_id)
-            SELECT pairs.*, CASE WHEN len(coded.diagnoses) > 0 THEN list_transform(
-                range({n_labels}), lambda k: coalesce(list_contains(present, k), false)) END
-                AS labels
-            FROM pairs LEFT JOIN found ON found.visit_id = next_visit_id
-                LEFT JOIN visits AS coded ON coded.visit_id = next_visit_id
-            ORDER BY {PAIR_ORDER}""").to_arrow_table()
 
 
-def split_pairs(pairs: pa.Table, assigned: pa.Table) -> pa.Table:
-    """Add `split`, `fold` (-1 outside train) and `sample_place` from a row per patient."""
-    with _connected(pairs=pairs, assigned=assigned) as connection:
-        return connection.sql(f"""
-            SELECT pairs.*, split, CAST(if(split = 'train', fold, -1) AS TINYINT) AS fold,
-                sample_place
-            FROM pairs JOIN assigned USING (subject_id)
-            ORDER BY {PAIR_ORDER}""").to_arrow_table()
+def visit_labels(visits: ir.Table, codes: ir.Table) -> ir.Table:
+    """The labels that each visit's diagnoses set: visit_id, label; codes as `labels_of_codes`."""
+    diagnoses = visits.select("visit_id", entry=visits.diagnoses.unnest())
+    named = diagnoses.select(
+        "visit_id", system=diagnoses.entry["system"], code=diagnoses.entry["code"]
+    )
+    return named.join(codes, ["system", "code"]).select("visit_id", "label").distinct()
 
 
-def keep_labelled_and_train(pairs: pa.Table) -> pa.Table:
+def label_pairs(
+    pairs: ir.Table, later: ir.Table, found: ir.Table, *, n_labels: int, rules: PairRules
+) -> ir.Table:
+    """Add `labels` (n_labels booleans) and `outcome_time`, when the last of them was known.
+
+    The labels are the phenotypes that the next visit's diagnoses have.
+
+    With a label window they are those of all stays admitted within it. Null without a next visit,
+    and where no such stay has a diagnosis: it was not coded, which says nothing about diseases.
+    """
+    if rules.label_window_days is None:
+        asked = pairs.select("visit_id", later_id=pairs.next_visit_id)
+        within = later.semi_join(asked, ["visit_id", "later_id"])
+    else:
+        within = later.filter(later.gap_days <= rules.label_window_days)
+    coded = within.group_by("visit_id").agg(
+        coded=within.coded.any(), outcome_time=within.discharge_time.max()
+    )
+    hits = within.join(found, within.later_id == found.visit_id).select(within.visit_id, "label")
+    columns = {f"label_{k}": (hits.label == k).any() for k in range(n_labels)}
+    present = hits.group_by("visit_id").agg(**columns)
+    joined = pairs.left_join(coded, "visit_id").drop("visit_id_right")
+    joined = joined.left_join(present, "visit_id")
+    labels = ibis.array([joined[name].fill_null(False) for name in columns])
+    is_labelled = joined.next_visit_id.notnull() & joined.coded.fill_null(False)
+    return joined.select(
+        *pairs.columns,
+        "outcome_time",
+        labels=is_labelled.ifelse(labels, ibis.null("array<boolean>")),
+    )
+
+
+def split_pairs(pairs: ir.Table, assigned: ir.Table) -> ir.Table:
+    """Add `split`, `fold` (-1 outside train) and `sample_key` from a row per patient."""
+    joined = pairs.join(assigned, "subject_id")
+    fold = (joined.split == "train").ifelse(joined.fold, -1).cast("int8")
+    return joined.mutate(fold=fold)
+
+
+def usable_pairs(pairs: ir.Table) -> ir.Table:
     """Leave out the unlabelled pairs of tuning and held_out: nothing can be scored on them."""
-    with _connected(pairs=pairs) as connection:
-        return connection.sql(
-            f"SELECT * FROM pairs WHERE labels IS NOT NULL OR split = 'train' ORDER BY {PAIR_ORDER}"
-        ).to_arrow_table()
+    return pairs.filter(pairs.labels.notnull() | (pairs.split == "train"))
 
 
-def sample_pairs(pairs: pa.Table, limits: Mapping[str, int | None]) -> pa.Table:
+def forward_pairs(pairs: ir.Table, patients: ir.Table, assigned: ir.Table) -> ir.Table:
+    """For a temporal split: leave out train and tuning pairs not known before it all began.
+
+    That is the first admission of a patient who is held out; what is learned is then older than
+    every pair it is scored on.
+    """
+    held_out = assigned.filter(assigned.split == "held_out").select("subject_id")
+    begin = patients.semi_join(held_out, "subject_id").agg(begin=lambda t: t.first_admit_time.min())
+    joined = pairs.cross_join(begin)
+    known = joined.outcome_time.coalesce(joined.prediction_time)
+    return joined.filter((joined.split == "held_out") | (known <= joined.begin)).drop("begin")
+
+
+def sample_pairs(pairs: ir.Table, limits: Mapping[str, int | None]) -> ir.Table:
     """Keep whole patients, in hash order, while their pairs fit under each limit.
 
     Args:
         limits: pairs at most of `train` (labelled), `unlabelled`, `tuning`, `held_out`; None for
             all.
     """
-    bounds = pa.table(
-        {
-            "group_": pa.array(list(limits), pa.string()),
-            "bound": pa.array(list(limits.values()), pa.int64()),
-        }
-    )
-    with _connected(pairs=pairs, bounds=bounds) as connection:
-        return connection.sql(f"""
-            WITH grouped AS (
-                SELECT *, if(labels IS NULL, 'unlabelled', split) AS group_ FROM pairs),
-            filled AS (
-                SELECT group_, subject_id, sum(count(*)) OVER (
-                    PARTITION BY group_ ORDER BY min(sample_place), subject_id) AS pairs_so_far
-                FROM grouped GROUP BY group_, subject_id)
-            SELECT grouped.* EXCLUDE (group_)
-            FROM grouped JOIN filled USING (group_, subject_id) JOIN bounds USING (group_)
-            WHERE bound IS NULL OR pairs_so_far <= bound
-            ORDER BY {PAIR_ORDER}""").to_arrow_table()
-
-
-def _connected(**tables: pa.Table) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    for name, table in tables.items():
-        connection.register(name, table)
-    return connection
+    bounds = {group: bound for group, bound in limits.items() if bound is not None}
+    if not bounds:
+        return pairs
+    group = pairs.labels.isnull().ifelse("unlabelled", pairs.split)
+    grouped = pairs.mutate(group_=group)
+    sizes = grouped.group_by("group_", "subject_id", "sample_key").agg(n=grouped.count())
+    in_order = ibis.cumulative_window(group_by="group_", order_by=["sample_key", "subject_id"])
+    filled = sizes.mutate(pairs_so_far=sizes.n.sum().over(in_order))
+    bound = filled.group_.cases(*bounds.items(), else_=ibis.null("int64"))
+    fitting = filled.filter((filled.pairs_so_far <= bound).fill_null(True))
+    return grouped.semi_join(fitting, ["group_", "subject_id"]).drop("group_")

@@ -1,80 +1,146 @@
-"""Patients into train, tuning and held_out, and into folds, by hash.
+"""Patients into train, tuning and held_out, and into folds.
 
-In: subject ids and the seed. Out: a split and a fold per patient. The two use different salts, so
-that they are independent. Ignores: visits, dates and diseases; a patient's split never changes
-when others come or go.
+In: a row per patient and the settings. Out: split, fold and sample key per patient, in Ibis. By
+hash (the default) a patient's split never changes when others come or go; `temporal` holds out
+those first admitted last; or a file says. Salts differ for split and fold, so that the two are
+independent. Ignores: diseases.
 """
 
-import hashlib
-from collections.abc import Sequence
+import math
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import SplitsConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.runs import sha256_of
 
 SPLIT_NAMES = ("train", "tuning", "held_out")
+HASH_DIGITS = 8
 
 
-def unit_hash(subject_id: int, *, seed: int, salt: str) -> float:
-    """A patient's place in [0, 1): the first 8 hex digits of SHA-256(`seed:salt:subject_id`).
+def hash_key(subject_id: ir.IntegerValue, *, seed: int, salt: str) -> ir.StringValue:
+    """A patient's place: the first 8 hex digits of SHA-256(`seed:salt:subject_id`)."""
+    text = ibis.literal(f"{seed}:{salt}:") + subject_id.cast("string")
+    return text.hexdigest("sha256").left(HASH_DIGITS)
 
-    >>> unit_hash(10006, seed=0, salt="split")
-    0.7547407599631697
+
+def hash_edge(share: float) -> str:
+    """The first hash key at or above a share of all: keys are compared as text.
+
+    >>> hash_edge(0.5), hash_edge(0.7)
+    ('80000000', 'b3333334')
     """
-    digest = hashlib.sha256(f"{seed}:{salt}:{subject_id}".encode()).hexdigest()
-    return int(digest[:8], 16) / 2**32
+    top = 16**HASH_DIGITS
+    return f"{min(math.ceil(share * top), top - 1):0{HASH_DIGITS}x}"
 
 
-def unit_hashes(
-    subject_ids: Sequence[int], *, seed: int, salt: str
-) -> npt.NDArray[np.float64]:  # (subjects,)
-    """`unit_hash` of many patients."""
-    places = (unit_hash(subject, seed=seed, salt=salt) for subject in subject_ids)
-    return np.fromiter(places, dtype=np.float64, count=len(subject_ids))
+def assign_splits(
+    patients: ir.Table, splits: SplitsConfig, listed: ir.Table | None = None
+) -> ir.Table:
+    """A row per patient: subject_id, split, fold, and `sample_key`, the order of sampling.
 
-
-def split_of(place: npt.ArrayLike, *, tuning: float, held_out: float) -> npt.NDArray[np.str_]:
-    """The split at each place: train first, then tuning, then held_out.
-
-    >>> split_of([0.0, 0.69, 0.71, 0.81], tuning=0.1, held_out=0.2).tolist()
-    ['train', 'train', 'tuning', 'held_out']
-    """
-    edges = [1 - tuning - held_out, 1 - held_out]
-    return np.array(SPLIT_NAMES)[np.searchsorted(edges, np.asarray(place), side="right")]
-
-
-def fold_of(place: npt.ArrayLike, *, folds: int) -> npt.NDArray[np.int8]:
-    """The fold at each place.
-
-    >>> fold_of([0.0, 0.49, 0.5, 0.99], folds=2).tolist()
-    [0, 0, 1, 1]
-    """
-    positions = np.asarray(place, dtype=np.float64)
-    return np.floor(positions * folds).astype(np.int8)
-
-
-def assign_splits(subject_ids: Sequence[int], splits: SplitsConfig) -> pa.Table:
-    """A row per patient: subject_id, split, fold, and `sample_place`, the order of sampling.
+    Args:
+        patients: subject_id and first_admit_time, a row each.
+        splits: the settings.
+        listed: subject_id and split, for the methods `file` and `source`; patients not in it
+            have a null split.
 
     Every patient has a fold, whatever the split; pairs outside train are given fold -1 later.
-
-    >>> assign_splits([7, 3], SplitsConfig(seed=1)).column_names
-    ['subject_id', 'split', 'fold', 'sample_place']
     """
-    seed = splits.seed
-    split = split_of(
-        unit_hashes(subject_ids, seed=seed, salt="split"),
-        tuning=splits.tuning,
-        held_out=splits.held_out,
+    if listed is not None:
+        divided = patients.left_join(listed, "subject_id").select("subject_id", "split")
+    elif splits.method == "temporal":
+        divided = _by_first_admission(patients, splits)
+    else:
+        divided = patients.select("subject_id", split=_by_hash(patients.subject_id, splits))
+    fold_key = hash_key(divided.subject_id, seed=splits.seed, salt="fold")
+    folds = [(fold_key < hash_edge((k + 1) / splits.folds), k) for k in range(splits.folds - 1)]
+    return divided.mutate(
+        fold=ibis.cases(*folds, else_=splits.folds - 1).cast("int8"),
+        sample_key=hash_key(divided.subject_id, seed=splits.seed, salt="sample"),
     )
-    fold = fold_of(unit_hashes(subject_ids, seed=seed, salt="fold"), folds=splits.folds)
-    return pa.table(
-        {
-            "subject_id": pa.array(subject_ids, pa.int64()),
-            "split": pa.array(split.tolist(), pa.string()),
-            "fold": pa.array(fold, pa.int8()),
-            "sample_place": unit_hashes(subject_ids, seed=seed, salt="sample"),
-        }
+
+
+def _by_hash(subject_id: ir.IntegerColumn, splits: SplitsConfig) -> ir.StringValue:
+    key = hash_key(subject_id, seed=splits.seed, salt="split")
+    return ibis.cases(
+        (key < hash_edge(1 - splits.tuning - splits.held_out), "train"),
+        (key < hash_edge(1 - splits.held_out), "tuning"),
+        else_="held_out",
     )
+
+
+def _by_first_admission(patients: ir.Table, splits: SplitsConfig) -> ir.Table:
+    """The earliest share into train, then tuning, then held_out; a tie is broken by hash."""
+    key = hash_key(patients.subject_id, seed=splits.seed, salt="split")
+    keyed = patients.mutate(tie=key)
+    order = ibis.window(order_by=["first_admit_time", "tie"])
+    ranked = keyed.mutate(
+        rank=ibis.row_number().over(order).cast("float64"),
+        patients=keyed.count().over(ibis.window()).cast("float64"),
+    )
+    share = ranked.rank / ranked.patients
+    split = ibis.cases(
+        (share < 1 - splits.tuning - splits.held_out, "train"),
+        (share < 1 - splits.held_out, "tuning"),
+        else_="held_out",
+    )
+    return ranked.select("subject_id", split=split)
+
+
+def splits_digest(splits: SplitsConfig) -> dict[str, str]:
+    """SHA-256 of the file of splits, if there is one; an absent one is an error."""
+    if splits.file is None:
+        return {}
+    if not splits.file.is_file():
+        raise CkdEhrError(f"splits.file: {splits.file}: no such file")
+    return {"splits.file": sha256_of(splits.file)}
+
+
+def read_splits(path: Path) -> pa.Table:
+    """subject_id and split from a CSV or Parquet file, as MEDS' `subject_splits.parquet`.
+
+    Raises:
+        CkdEhrError: names the file and what is wrong with it.
+    """
+    try:
+        is_parquet = path.suffix.casefold() == ".parquet"
+        table = pq.read_table(path) if is_parquet else pa_csv.read_csv(path)
+    except FileNotFoundError:
+        raise CkdEhrError(f"splits.file: {path}: no such file") from None
+    except (pa.ArrowInvalid, OSError):
+        raise CkdEhrError(f"splits.file: {path}: neither a CSV nor a whole Parquet file") from None
+    missing = [name for name in ("subject_id", "split") if name not in table.column_names]
+    if missing:
+        raise CkdEhrError(
+            f"splits.file: {path.name}: column '{missing[0]}' is missing (found: "
+            f"{', '.join(table.column_names)}); it needs subject_id and split"
+        )
+    try:
+        listed = table.select(["subject_id", "split"]).cast(
+            pa.schema([("subject_id", pa.int64()), ("split", pa.string())])
+        )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise CkdEhrError(f"splits.file: {path.name}: subject_id must be whole numbers") from None
+    return _checked(listed, path)
+
+
+def _checked(listed: pa.Table, path: Path) -> pa.Table:
+    strange = sorted(set(listed["split"].to_pylist()) - set(SPLIT_NAMES), key=str)
+    if strange:
+        raise CkdEhrError(
+            f"splits.file: {path.name}: {len(strange)} values of column 'split' are none of "
+            f"{', '.join(SPLIT_NAMES)}; rename them (validation is tuning, test is held_out)"
+        )
+    doubled = listed.num_rows - len(listed["subject_id"].unique())
+    if doubled:
+        raise CkdEhrError(
+            f"splits.file: {path.name}: {doubled} patients stand in it more than once; a patient "
+            "has one split"
+        )
+    return listed

@@ -1,17 +1,17 @@
 """MEDS events → one row per hospital stay, with counts of what was left out.
 
-In: a MEDS dataset whose events carry `visit_id`. Out: the `visits` table in the order of
-admission within patients, and exclusion counts. Ignores: labels, pairs, splits. A code later than
-its stay's discharge is dropped: it was not known at prediction time.
+In: the events and distinct codes of a MEDS dataset, as Ibis tables. Out: expressions that any Ibis
+backend computes alike. Ignores: files, labels, pairs, splits. A code later than its stay's
+discharge is dropped: it was not known at prediction time.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-import duckdb
+import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 
-from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import (
     ADMISSION,
     AGE,
@@ -23,182 +23,251 @@ from ckd_ehr.contracts.records import (
     MEDICATION,
     PROCEDURE,
     SEX,
-    VISITS,
 )
-from ckd_ehr.data.sources.tables import connect, count, quoted
 
-CODED = (DIAGNOSIS, MEDICATION, PROCEDURE)
+CODED = {DIAGNOSIS: "diagnoses", MEDICATION: "medications", PROCEDURE: "procedures"}
 STAY_FACTS = (ADMISSION, DISCHARGE, AGE, ETHNICITY)
+PATIENT_FACTS = (SEX, ETHNICITY, BIRTH, DEATH)
 DIED = f"{DISCHARGE}//DIED"
 # Privacy law calls ages above 89 identifying; MIMIC-III moves those births 300 years back.
-HIGHEST_AGE = 90
+HIGHEST_AGE = 90.0
+DAYS_PER_YEAR = 365.25
+DAY_SECONDS = 86_400
 SEXES = ("F", "M")
-EXCLUSIONS = (
-    "visits_without_admission_or_discharge",
-    "visits_discharged_before_admission",
-    "visits_admitted_after_death",
-)
-_AGE_DAYS = "date_diff('day', birth, admit_time)"
-_BORN_LATER = f"coalesce(stated_age IS NULL AND {_AGE_DAYS} < 0, false)"
-# Each stay with the first reason to leave it out. A death at midnight is a date: the whole day.
-_MARK = """
-    CREATE TABLE marked AS
-    SELECT stays.*, sex, coalesce(stays.ethnicity, people.ethnicity) AS group_, birth,
-        discharged_dead OR coalesce(death > admit_time AND death <= discharge_time
-            AND death <> date_trunc('day', death), false) AS died,
-        CASE
-            WHEN admit_time IS NULL OR discharge_time IS NULL
-                THEN 'visits_without_admission_or_discharge'
-            WHEN discharge_time < admit_time THEN 'visits_discharged_before_admission'
-            WHEN admit_time >= CASE WHEN death = date_trunc('day', death)
-                THEN death + INTERVAL 1 DAY ELSE death END THEN 'visits_admitted_after_death'
-        END AS reason
-    FROM stays LEFT JOIN people USING (subject_id)"""
+# Why a visit is left out; the first reason that holds is the one counted.
+UNTIMED = "visits_without_admission_or_discharge"
+BACKWARD = "visits_discharged_before_admission"
+POSTHUMOUS = "visits_admitted_after_death"
+OTHER_TYPE = "visits_of_other_admission_types"
+EXCLUSIONS = (UNTIMED, BACKWARD, POSTHUMOUS, OTHER_TYPE)
+CODE_LIST = "array<struct<system: string, code: string, title: string>>"
+LAST_PLACE = 1e300  # where a code without a position stands on the bill
 
 
-def read_visits(
-    event_files: Sequence[Path], codes_file: Path, scratch: Path
-) -> tuple[pa.Table, dict[str, int]]:
-    """The `visits` table of a MEDS dataset, and how many visits and events were left out.
+@dataclass(frozen=True)
+class AdmissionTypes:
+    """Which types of admission count; None keeps all. Compared in upper case."""
+
+    kept: Sequence[str] | None = None
+    excluded: Sequence[str] = ()
+
+
+def roles_of(codes: pa.Table) -> pa.Table:
+    """`ROLE//SYSTEM//CODE` or `ROLE//DETAIL` of each distinct code, taken apart.
 
     Args:
-        event_files: the Parquet files of the dataset's events.
-        codes_file: its `metadata/codes.parquet`.
-        scratch: a folder where DuckDB may spill.
+        codes: `code` and `description`, as in a MEDS dataset's metadata.
+
+    Returns:
+        code, title, role, detail (the system of what was coded), value (its code).
+
+    >>> codes = pa.table({"code": ["DIAGNOSIS//ICD9CM//4280"], "description": ["Heart failure"]})
+    >>> roles_of(codes).to_pylist()[0]["value"]
+    '4280'
     """
-    with connect(scratch) as connection:
-        files = ", ".join(quoted(str(path)) for path in event_files)
-        connection.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet([{files}])")
-        _read_roles(connection, codes_file)
-        _refuse_shared_visits(connection)
-        _gather_stays(connection)
-        counts = _exclude(connection)
-        counts |= _gather_items(connection)
-        visits = _assemble(connection)
-    return visits.cast(VISITS), counts
+    written: list[str] = codes["code"].to_pylist()
+    parts = [[*code.split("//", 2), "", ""][:3] for code in written]
+    columns = {
+        "code": written,
+        "title": codes["description"].to_pylist(),
+        "role": [role for role, _, _ in parts],
+        "detail": [detail or None for _, detail, _ in parts],
+        "value": [value or None for _, _, value in parts],
+    }
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
 
 
-def _read_roles(connection: duckdb.DuckDBPyConnection, codes_file: Path) -> None:
-    """`ROLE//SYSTEM//CODE` or `ROLE//DETAIL`, split once per distinct code."""
-    connection.execute(f"""
-        CREATE TABLE roles AS
-        SELECT code, description AS title, split_part(code, '//', 1) AS role,
-            nullif(split_part(code, '//', 2), '') AS detail,
-            nullif(regexp_extract(code, '^[^/]+//[^/]+//(.+)$', 1), '') AS value
-        FROM read_parquet({quoted(str(codes_file))})""")
+def day_of(time: ir.TimestampValue) -> ir.IntegerValue:
+    """The number of a time's day, counted from 1970-01-01."""
+    return time.truncate("D").epoch_seconds() // DAY_SECONDS
 
 
-def _refuse_shared_visits(connection: duckdb.DuckDBPyConnection) -> None:
-    shared = count(
-        connection,
-        "SELECT count(*) FROM (SELECT visit_id FROM (SELECT DISTINCT visit_id, subject_id "
-        "FROM events WHERE visit_id IS NOT NULL) GROUP BY visit_id HAVING count(*) > 1)",
+def count_shared_visits(events: ir.Table) -> ir.Table:
+    """How many stays stand under two patients, as a table of one number."""
+    owners = events.filter(events.visit_id.notnull()).select("visit_id", "subject_id").distinct()
+    doubled = owners.group_by("visit_id").agg(owners=owners.count())
+    return doubled.filter(doubled.owners > 1).agg(shared=lambda t: t.count())
+
+
+def gather_stays(events: ir.Table, roles: ir.Table) -> ir.Table:
+    """One row per stay with the times and facts its events tell."""
+    known = events.join(roles, "code")
+    known = known.filter(known.visit_id.notnull() & known.role.isin(STAY_FACTS))
+    admission, discharge = known.role == ADMISSION, known.role == DISCHARGE
+    return known.group_by("visit_id", "subject_id").agg(
+        admit_time=known.time.min(where=admission),
+        discharge_time=known.time.max(where=discharge),
+        admission_type=known.detail.min(where=admission),
+        discharged_dead=(known.code == DIED).any(),
+        stated_age=known.numeric_value.max(where=known.role == AGE).cast("float64"),
+        ethnicity=known.detail.min(where=known.role == ETHNICITY),
     )
-    if shared:
-        raise CkdEhrError(
-            f"events: {shared} stays (column 'visit_id') stand under two patients (column "
-            "'subject_id'); a stay belongs to one patient: correct the ids in the source's tables"
+
+
+def gather_people(events: ir.Table, roles: ir.Table, stays: ir.Table) -> ir.Table:
+    """One row per patient of whom anything is told: sex, ethnicity, birth, first death."""
+    known = events.join(roles, "code")
+    known = known.filter(known.role.isin(PATIENT_FACTS))
+    spelled = known.detail.upper()
+    sex = spelled.cases(("MALE", "M"), ("FEMALE", "F"), else_=spelled)
+    facts = known.group_by("subject_id").agg(
+        stated_sex=sex.min(where=known.role == SEX),
+        ethnicity=known.detail.min(where=(known.role == ETHNICITY) & known.visit_id.isnull()),
+        birth=known.time.min(where=known.role == BIRTH),
+        recorded=known.time.min(where=known.role == DEATH),
+    )
+    deaths = stays.filter(stays.discharged_dead)
+    deaths = deaths.group_by("subject_id").agg(in_hospital=deaths.discharge_time.min())
+    people = facts.outer_join(deaths, "subject_id")
+    recorded = people.recorded.coalesce(people.in_hospital)
+    in_hospital = people.in_hospital.coalesce(people.recorded)
+    return people.select(
+        subject_id=people.subject_id.coalesce(people.subject_id_right),
+        stated_sex=people.stated_sex,
+        sex=people.stated_sex.isin(SEXES).ifelse(people.stated_sex, ibis.null("string")),
+        group_=people.ethnicity,
+        birth=people.birth,
+        death=ibis.least(recorded, in_hospital),
+    )
+
+
+def mark_stays(stays: ir.Table, people: ir.Table, types: AdmissionTypes) -> ir.Table:
+    """Each stay with what is known of its patient, and `reason`: why it is left out, or null.
+
+    A death at midnight is a date: the whole day.
+    """
+    joined = stays.left_join(people, "subject_id")
+    admit, discharge, death = joined.admit_time, joined.discharge_time, joined.death
+    is_date = death == death.truncate("D")
+    died_here = (death > admit) & (death <= discharge) & ~is_date
+    death_ends = is_date.ifelse(death + ibis.interval(days=1), death)
+    reason = ibis.cases(
+        (admit.isnull() | discharge.isnull(), UNTIMED),
+        (discharge < admit, BACKWARD),
+        (admit >= death_ends, POSTHUMOUS),
+        (~_is_kept(joined.admission_type, types), OTHER_TYPE),
+        else_=ibis.null("string"),
+    )
+    age_days = day_of(admit) - day_of(joined.birth)
+    born_later = (joined.stated_age.isnull() & (age_days < 0)).fill_null(False)
+    from_birth = born_later.ifelse(ibis.null("float64"), age_days.cast("float64") / DAYS_PER_YEAR)
+    age = joined.stated_age.coalesce(from_birth)
+    return joined.select(
+        "visit_id",
+        "subject_id",
+        "admit_time",
+        "discharge_time",
+        "admission_type",
+        "sex",
+        age_years=age.clip(lower=0.0, upper=HIGHEST_AGE).cast("float32"),
+        ethnicity=joined.ethnicity.coalesce(joined.group_),
+        died=joined.discharged_dead | died_here.fill_null(False),
+        born_later=born_later,
+        reason=reason,
+    )
+
+
+def _is_kept(admission_type: ir.StringValue, types: AdmissionTypes) -> ir.BooleanValue:
+    kept = ibis.literal(True)
+    if types.kept is not None:
+        wanted = [name.upper() for name in types.kept]
+        kept = admission_type.upper().isin(wanted).fill_null(False)
+    if types.excluded:
+        left_out = [name.upper() for name in types.excluded]
+        kept = kept & ~admission_type.upper().isin(left_out).fill_null(False)
+    return kept
+
+
+def count_stays(events: ir.Table, marked: ir.Table, people: ir.Table) -> ir.Table:
+    """One row of counts: what was read, and what was left out under each reason."""
+    kept = marked.reason.isnull()
+    of_visits = events.filter(events.visit_id.notnull())
+    read = of_visits.agg(
+        visits_read=of_visits.visit_id.nunique(),
+        patients_with_visits=of_visits.subject_id.nunique(),
+    )
+    everyone = events.agg(patients_read=events.subject_id.nunique())
+    stays = marked.agg(
+        stays=marked.count(),
+        visits_with_birth_after_admission=marked.count(where=kept & marked.born_later),
+        **{reason: marked.count(where=marked.reason == reason) for reason in EXCLUSIONS},
+    )
+    unread = people.agg(
+        patients_with_sex_not_read=people.count(
+            where=people.stated_sex.notnull() & people.sex.isnull()
         )
-
-
-def _gather_stays(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute(f"""
-        CREATE TABLE stays AS
-        SELECT visit_id, subject_id,
-            min(time) FILTER (role = '{ADMISSION}') AS admit_time,
-            max(time) FILTER (role = '{DISCHARGE}') AS discharge_time,
-            min(detail) FILTER (role = '{ADMISSION}') AS admission_type,
-            coalesce(bool_or(code = '{DIED}'), false) AS discharged_dead,
-            max(numeric_value) FILTER (role = '{AGE}') AS stated_age,
-            min(detail) FILTER (role = '{ETHNICITY}') AS ethnicity
-        FROM events JOIN roles USING (code)
-        WHERE visit_id IS NOT NULL AND role IN {STAY_FACTS}
-        GROUP BY ALL""")
-    connection.execute(f"""
-        CREATE TABLE people AS
-        WITH facts AS (
-            SELECT subject_id,
-                min(CASE upper(detail) WHEN 'MALE' THEN 'M' WHEN 'FEMALE' THEN 'F'
-                    ELSE upper(detail) END) FILTER (role = '{SEX}') AS stated_sex,
-                if(stated_sex IN {SEXES}, stated_sex, NULL) AS sex,
-                min(detail) FILTER (role = '{ETHNICITY}' AND visit_id IS NULL) AS ethnicity,
-                min(time) FILTER (role = '{BIRTH}') AS birth,
-                min(time) FILTER (role = '{DEATH}') AS recorded
-            FROM events JOIN roles USING (code)
-            WHERE role IN {(SEX, ETHNICITY, BIRTH, DEATH)} GROUP BY subject_id),
-        deaths AS (
-            SELECT subject_id, min(discharge_time) AS in_hospital
-            FROM stays WHERE discharged_dead GROUP BY subject_id)
-        SELECT subject_id, stated_sex, sex, ethnicity, birth, least(recorded, in_hospital) AS death
-        FROM facts FULL JOIN deaths USING (subject_id)""")
-
-
-def _exclude(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Mark the stays to leave out, and count them by reason."""
-    connection.execute(_MARK)
-    reasons = dict(
-        connection.execute(
-            "SELECT reason, count(*) FROM marked WHERE reason IS NOT NULL GROUP BY reason"
-        ).fetchall()
     )
-    read = count(
-        connection, "SELECT count(DISTINCT visit_id) FROM events WHERE visit_id IS NOT NULL"
-    )
-    stays = count(connection, "SELECT count(*) FROM stays")
-    counts = {
-        "visits_read": read,
-        "patients_read": count(connection, "SELECT count(DISTINCT subject_id) FROM events"),
-        "patients_with_visits": count(
-            connection, "SELECT count(DISTINCT subject_id) FROM events WHERE visit_id IS NOT NULL"
-        ),
-        **{name: int(reasons.get(name, 0)) for name in EXCLUSIONS},
-    }
-    counts |= {
-        "visits_with_birth_after_admission": count(
-            connection,
-            f"SELECT count(*) FROM marked WHERE reason IS NULL AND {_BORN_LATER}",
-        ),
-        "patients_with_sex_not_read": count(
-            connection, "SELECT count(*) FROM people WHERE stated_sex IS NOT NULL AND sex IS NULL"
-        ),
-    }
+    counts = read.cross_join(everyone).cross_join(stays).cross_join(unread)
     # A visit whose events name neither admission nor discharge never became a stay.
-    counts["visits_without_admission_or_discharge"] += read - stays
-    return counts
+    untimed = counts[UNTIMED] + counts.visits_read - counts.stays
+    return counts.mutate(**{UNTIMED: untimed}).drop("stays")
 
 
-def _gather_items(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    connection.execute(f"""
-        CREATE TABLE coded AS
-        SELECT visit_id, role, detail AS system, value, title, numeric_value,
-            coalesce(time > discharge_time, false) AS late
-        FROM events JOIN roles USING (code) JOIN marked USING (visit_id)
-        WHERE reason IS NULL AND role IN {CODED} AND value IS NOT NULL""")
-    connection.execute("""
-        CREATE TABLE items AS
-        SELECT visit_id, role, system, value, title, min(numeric_value) AS place
-        FROM coded WHERE NOT late GROUP BY ALL""")
-    return {
-        "codes_read": count(connection, "SELECT count(*) FROM coded"),
-        "codes_after_discharge": count(connection, "SELECT count(*) FROM coded WHERE late"),
-    }
+def gather_items(events: ir.Table, roles: ir.Table, marked: ir.Table) -> ir.Table:
+    """The codes of the stays that are kept; `late` where none of their events was in time.
 
-
-def _assemble(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    lists = ", ".join(
-        f"list({{'system': system, 'code': value, 'title': title}} "
-        f"ORDER BY place NULLS LAST, system, value) FILTER (role = '{role}') AS {role.lower()}"
-        for role in CODED
+    `place` is the code's first position on the bill, `uses` the number of its events, `late_uses`
+    of those after discharge.
+    """
+    kept = marked.filter(marked.reason.isnull()).select("visit_id", "discharge_time")
+    coded = roles.filter(roles.role.isin(tuple(CODED)) & roles.value.notnull())
+    known = events.join(coded, "code").join(kept, "visit_id")
+    late = (known.time > known.discharge_time).fill_null(False)
+    return known.group_by("visit_id", "role", "detail", "value", "title").agg(
+        place=known.numeric_value.min(where=~late),
+        uses=known.count(),
+        late_uses=known.count(where=late),
     )
-    age = f"coalesce(stated_age, if({_BORN_LATER}, NULL, {_AGE_DAYS} / 365.25))"
-    return connection.sql(f"""
-        WITH gathered AS (SELECT visit_id, {lists} FROM items GROUP BY visit_id)
-        SELECT visit_id, subject_id, admit_time, discharge_time,
-            CAST(CASE WHEN {age} IS NOT NULL THEN least(greatest({age}, 0), {HIGHEST_AGE}) END
-                AS FLOAT) AS age_years,
-            sex, group_ AS ethnicity, admission_type, died,
-            coalesce(diagnosis, []) AS diagnoses, coalesce(medication, []) AS medications,
-            coalesce(procedure, []) AS procedures
-        FROM marked LEFT JOIN gathered USING (visit_id)
-        WHERE reason IS NULL
-        ORDER BY subject_id, admit_time, discharge_time, visit_id""").to_arrow_table()
+
+
+def count_items(items: ir.Table) -> ir.Table:
+    """One row of counts: coded events of the stays that are kept, and those dropped as late."""
+    return items.agg(
+        codes_read=items.uses.sum().coalesce(0),
+        codes_after_discharge=items.late_uses.sum().coalesce(0),
+    )
+
+
+def count_diagnoses(items: ir.Table) -> ir.Table:
+    """How often each distinct diagnosis occurs: system, code, occurrences."""
+    found = items.filter((items.role == DIAGNOSIS) & (items.uses > items.late_uses))
+    counted = found.group_by(system=found.detail, code=found.value).agg(occurrences=found.count())
+    return counted.order_by("system", "code")
+
+
+def assemble_visits(marked: ir.Table, items: ir.Table) -> ir.Table:
+    """The `visits` table: the stays that are kept with their codes, in order of admission."""
+    used = items.filter(items.uses > items.late_uses)
+    # Sorted by its first fields, none of them null: the same order on every backend.
+    entry = ibis.struct(
+        {
+            "place": used.place.cast("float64").coalesce(LAST_PLACE),
+            "system": used.detail,
+            "code": used.value,
+            "title": used.title,
+        }
+    )
+    lists = used.group_by("visit_id").agg(
+        **{column: entry.collect(where=used.role == role) for role, column in CODED.items()}
+    )
+    kept = marked.filter(marked.reason.isnull())
+    visits = kept.left_join(lists, "visit_id")
+    return visits.select(
+        "visit_id",
+        "subject_id",
+        "admit_time",
+        "discharge_time",
+        "age_years",
+        "sex",
+        "ethnicity",
+        "admission_type",
+        "died",
+        **{column: _without_place(visits[column]) for column in CODED.values()},
+    ).order_by("subject_id", "admit_time", "discharge_time", "visit_id")
+
+
+def _without_place(entries: ir.ArrayValue) -> ir.ArrayValue:
+    plain = entries.sort().map(
+        lambda entry: ibis.struct({name: entry[name] for name in ("system", "code", "title")})
+    )
+    return plain.coalesce(ibis.literal([], type=CODE_LIST))

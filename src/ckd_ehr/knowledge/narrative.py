@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -216,27 +217,28 @@ def _span(concept: _Concept, start: int, end: int) -> Span:
 
 def write_narratives(context: StageContext, count_tokens: Mapping[Reader, CountTokens]) -> None:
     """Stage `knowledge`: every pair's history as text, for each reader; then the leak audit."""
-    from ckd_ehr.data.audit import audit_narratives
+    from ckd_ehr.data.audit.findings import refuse
+    from ckd_ehr.data.audit.narratives import narrative_findings
 
     visits = read_table(context.inputs["cohort"] / "visits.parquet", VISITS)
     pairs = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
     known = visits_from_table(visits)
     ids = zip(pairs["pair_id"].to_pylist(), pairs["history"].to_pylist(), strict=True)
     histories = {pair_id: [known[visit_id] for visit_id in history] for pair_id, history in ids}
-    tables: list[pa.Table] = []
+    files: list[Path] = []
     summary: dict[str, object] = {"titles_by_origin": _titles_by_origin(histories.values())}
     for reader, count in count_tokens.items():
         budget = getattr(context.config.knowledge, reader).max_tokens
         table, facts = tell_all(histories, reader=reader, count_tokens=count, max_tokens=budget)
-        write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
-        tables.append(table)
+        files.append(context.folder / f"{reader}.parquet")
+        write_table(table, files[-1], NARRATIVES)
         summary[reader] = facts
         context.say(
             f"{reader}: {facts['narratives']} narratives, {facts['mean_tokens']} tokens on "
             f"average, {facts['narratives_cut']} cut to {budget}"
         )
     write_json(context.folder / "summary.json", summary)
-    audit_narratives(pa.concat_tables(tables), pairs, visits)
+    refuse(narrative_findings(files, context.inputs["cohort"]), "knowledge")
 
 
 def tell_all(

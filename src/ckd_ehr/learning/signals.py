@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, with_label_names
 from ckd_ehr.contracts.runs import StageContext, read_table, sha256_of, write_json, write_table
 from ckd_ehr.learning.batches import Example, batches_by_tokens
@@ -64,7 +65,9 @@ def write_signals(context: StageContext) -> None:
         logits = labeller.label(examples, attention_of=pairs.split[rows] == "train")
         outputs.append(FoldOutput(rows, logits))
         index += labeller.publish_attention(examples, narratives)
-    scalings = [_calibrate(output, pairs, context) for output in outputs]
+    calibrated = [_calibrate(output, pairs, context, fold) for fold, output in enumerate(outputs)]
+    scalings = [scaling for scaling, _ in calibrated]
+    write_fitted(context.folder / FITTED, [record for _, record in calibrated])
     _write_soft_labels(context.folder / "soft_labels.parquet", pairs, outputs, scalings)
     write_table(pa.Table.from_pylist(index, INDEX), context.folder / "index.parquet", INDEX)
     calibration = {
@@ -175,11 +178,16 @@ class _FoldLabeller:
         return index
 
 
-def _calibrate(output: FoldOutput, pairs: PairTable, context: StageContext) -> PlattScaling:
+def _calibrate(
+    output: FoldOutput, pairs: PairTable, context: StageContext, fold: int
+) -> tuple[PlattScaling, FittedOn]:
     """Platt scaling on the fold's own labelled train pairs, none of which its teacher has seen."""
     train = (pairs.split[output.rows] == "train") & pairs.labelled[output.rows]
-    labels = pairs.labels[output.rows[train]]
-    return fit_platt(output.logits[train], labels, ridge=context.config.signals.calibration_ridge)
+    rows = output.rows[train]
+    ridge = context.config.signals.calibration_ridge
+    scaling = fit_platt(output.logits[train], pairs.labels[rows], ridge=ridge)
+    ids = [pairs.pair_ids[row] for row in rows]
+    return scaling, fitted_on(f"fold_{fold}/platt", ids, split="train", folds=[fold])
 
 
 def _write_soft_labels(

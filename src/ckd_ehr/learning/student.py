@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
 
 from ckd_ehr.contracts.config import StudentConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, with_label_names
 from ckd_ehr.contracts.runs import StageContext, read_table, write_json, write_table
 from ckd_ehr.learning.batches import Batch, Example
@@ -77,6 +78,8 @@ def write_students(context: StageContext) -> None:
         (context.work / variant).rename(context.folder / variant)
     schema = with_label_names(PREDICTIONS, pairs.label_names)
     write_table(pa.concat_tables(tables), context.folder / "predictions.parquet", schema)
+    records = [read_fitted(context.folder / variant / FITTED) for variant in VARIANTS]
+    write_fitted(context.folder / FITTED, [record for part in records for record in part])
 
 
 def _train(training: _Training, variant: Variant) -> None:
@@ -91,10 +94,12 @@ def _train(training: _Training, variant: Variant) -> None:
     )
     model.head.start_at(torch.tensor(pairs.prevalence()))
     hard = [training.examples[row] for row in pairs.rows(split="train", labelled=True)]
+    train = hard if variant == "hard" else _taught(training)
+    tuning = [training.examples[row] for row in pairs.rows(split="tuning")]
     history = fit(
         model,
-        train=hard if variant == "hard" else _taught(training),
-        tuning=[training.examples[row] for row in pairs.rows(split="tuning")],
+        train=train,
+        tuning=tuning,
         loss=_hard_only if variant == "hard" else _distillation(settings),
         settings=settings,
         pad_token=reader.pad_token,
@@ -105,7 +110,16 @@ def _train(training: _Training, variant: Variant) -> None:
         title=f"student ({variant})",
         say=context.say,
     )
-    _finish(training, variant, model, history)
+    fitted = [
+        fitted_on(f"{variant}/prevalence", _ids(hard), split="train"),
+        fitted_on(f"{variant}/weights", _ids(train), split="train"),
+        fitted_on(f"{variant}/early_stopping", _ids(tuning), split="tuning"),
+    ]
+    _finish(training, variant, model, history, fitted)
+
+
+def _ids(examples: Sequence[Example]) -> list[str]:
+    return [example.pair_id for example in examples]
 
 
 def _hard_only(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
@@ -218,11 +232,14 @@ def _load_backbone(folder: Path, config: Any, device: str) -> Any:
 
 
 def _finish(
-    training: _Training, variant: Variant, model: LabelAttentionModel, history: Mapping[str, object]
+    training: _Training,
+    variant: Variant,
+    model: LabelAttentionModel,
+    history: Mapping[str, object],
+    fitted: Sequence[FittedOn],
 ) -> None:
     """Calibrate on tuning, predict, save; `predictor.json` last."""
     context, pairs = training.context, training.pairs
-    settings = context.config.student
     rows = np.concatenate([pairs.rows(split="tuning"), pairs.rows(split="held_out")])
     logits = predict_logits(
         model.eval().to(training.device),
@@ -230,17 +247,16 @@ def _finish(
         pad_token=training.reader.pad_token,
         device=training.device,
     )
-    tuning = pairs.split[rows] == "tuning"
-    scaling = fit_platt(logits[tuning], pairs.labels[rows[tuning]], settings.calibration_ridge)
+    tuning, ridge = pairs.split[rows] == "tuning", context.config.student.calibration_ridge
+    scaling = fit_platt(logits[tuning], pairs.labels[rows[tuning]], ridge)
     probabilities = expit(scaling.apply(logits))
     table = _prediction_table(context, pairs, rows, probabilities, model=f"student_{variant}")
     write_table(table, context.work / f"{variant}.parquet", PREDICTIONS)
     folder = context.work / variant
-    folder.mkdir(exist_ok=True)
-    model.backbone.save_pretrained(folder)  # type: ignore[operator]
-    AutoTokenizer.from_pretrained(resolve_model(settings.model)).save_pretrained(folder)
-    save_head(folder, model.head, pairs.label_names)
-    write_json(folder / "training.json", history)
+    _save(folder, training, model, history)
+    calibration = _ids([training.examples[row] for row in rows[tuning]])
+    platt = fitted_on(f"{variant}/platt", calibration, split="tuning")
+    write_fitted(folder / FITTED, [*fitted, platt])
     facts = {
         "variant": variant,
         "data_source": context.config.data.source,
@@ -255,6 +271,18 @@ def _finish(
         "seed": context.config.seed,
     }
     write_json(folder / PREDICTOR, facts)
+
+
+def _save(
+    folder: Path, training: _Training, model: LabelAttentionModel, history: Mapping[str, object]
+) -> None:
+    """What it takes to read with the student again, and how it was trained."""
+    folder.mkdir(exist_ok=True)
+    model.backbone.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(training.context.config.student.model))
+    tokenizer.save_pretrained(folder)
+    save_head(folder, model.head, training.pairs.label_names)
+    write_json(folder / "training.json", history)
 
 
 def _prediction_table(

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, set_seed
 
 from ckd_ehr.contracts.config import LoraConfig, TeacherConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext, read_json, write_json
 from ckd_ehr.learning.batches import Batch, Example
@@ -67,6 +68,8 @@ def write_teacher(context: StageContext) -> None:
     for fold in folds:
         (context.work / f"fold_{fold}").rename(context.folder / f"fold_{fold}")
     write_json(context.folder / "training.json", history)
+    records = [read_fitted(context.folder / f"fold_{fold}" / FITTED) for fold in folds]
+    write_fitted(context.folder / FITTED, [record for part in records for record in part])
 
 
 def _train_fold(training: _Training, fold: int) -> None:
@@ -82,9 +85,10 @@ def _train_fold(training: _Training, fold: int) -> None:
         setting="knowledge.teacher.max_tokens",
     )
     model.head.start_at(torch.tensor(pairs.prevalence(seen)))
+    train = training.reader.examples(pairs, training.narratives, seen.tolist())
     history = fit(
         model,
-        train=training.reader.examples(pairs, training.narratives, seen.tolist()),
+        train=train,
         tuning=training.tuning,
         loss=_loss,
         settings=settings,
@@ -99,7 +103,19 @@ def _train_fold(training: _Training, fold: int) -> None:
     done = context.work / f"fold_{fold}"
     model.backbone.save_pretrained(done)  # type: ignore[operator]
     write_json(done / "training.json", history)
+    write_fitted(done / FITTED, _fitted(training, fold, train))
     save_head(done, model.head, pairs.label_names)
+
+
+def _fitted(training: _Training, fold: int, train: Sequence[Example]) -> list[FittedOn]:
+    """What the teacher without this fold has seen."""
+    others = [other for other in range(training.context.config.splits.folds) if other != fold]
+    seen = [example.pair_id for example in train]
+    tuning = [example.pair_id for example in training.tuning]
+    return [
+        fitted_on(f"fold_{fold}/weights", seen, split="train", folds=others),
+        fitted_on(f"fold_{fold}/early_stopping", tuning, split="tuning"),
+    ]
 
 
 def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:

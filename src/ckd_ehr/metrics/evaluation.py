@@ -2,8 +2,9 @@
 
 In: the cohort, the teacher's calibrated logits, the students' calibrated probabilities. Out:
 predictions.parquet (tuning and held_out, all models), metrics.json, report.html. Baselines are
-fitted here, on train; thresholds come from tuning; scores from held_out. Ignores: how the teacher
-and the students were trained.
+fitted here, on train; thresholds come from tuning; scores from held_out. Nothing is scored unless
+the audit knows what everything was fitted on. Ignores: how the teacher and the students were
+trained.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.machine import commit, machine_facts, package_versions
 from ckd_ehr.contracts.records import (
     NARRATIVES,
@@ -26,6 +28,7 @@ from ckd_ehr.contracts.records import (
     SOFT_LABELS,
     VISITS,
     Explanation,
+    Split,
     label_names,
     with_label_names,
 )
@@ -36,6 +39,8 @@ from ckd_ehr.contracts.runs import (
     write_json,
     write_table,
 )
+from ckd_ehr.data.audit.findings import refuse
+from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.baselines import (
     carry_forward,
     code_features,
@@ -51,6 +56,7 @@ from ckd_ehr.learning.scoring import (
     patient_draws,
 )
 from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
+from ckd_ehr.metrics.dataset_page import read_dataset
 from ckd_ehr.metrics.report import render_report
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
@@ -102,10 +108,11 @@ def write_evaluation(context: StageContext) -> None:
             f"{context.inputs['cohort']}/pairs.parquet: no labelled {SCORED} pair to score; "
             "raise splits.held_out or take another splits.seed"
         )
-    probabilities, notes = _all_models(context, pairs)
+    probabilities, notes, fitted = _all_models(context, pairs)
     _write_predictions(context, pairs, probabilities)
     context.say(f"scoring {len(MODELS)} models on {pairs.rows(SCORED).sum()} {SCORED} pairs")
-    models, differences = _score_models(pairs, probabilities, notes, context.config)
+    models, differences, thresholds = _score_models(pairs, probabilities, notes, context.config)
+    _audit_fitted(context, [*fitted, *thresholds])
     metrics = _collect(context, everything, pairs, models=models, differences=differences)
     write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
     example = _explained_example(context, pairs, probabilities["student_distilled"])
@@ -138,14 +145,18 @@ def _matrix(column: pa.ChunkedArray, width: int) -> NDArray[np.generic]:
 
 def _all_models(
     context: StageContext, pairs: LabelledPairs
-) -> tuple[dict[str, Floats], dict[str, str]]:
-    """Per model probabilities (pairs, labels), NaN for train pairs, and how they came about."""
+) -> tuple[dict[str, Floats], dict[str, str], list[FittedOn]]:
+    """Per model probabilities (pairs, labels), NaN for train pairs; how they came about; what
+    was fitted here on what."""
     train, tuning = pairs.rows("train"), pairs.rows("tuning")
     features = code_features(pairs.visits, pairs.table, fit_on=train)
     regression = logistic_regression(features, pairs.labels, train=train, tuning=tuning)
     carried = carry_forward(
         pairs.present_at_last[train], pairs.labels[train], pairs.present_at_last
     )
+    weights, choices = "logistic_regression/weights", ("penalty", "platt")
+    fitted = _fitted(pairs, train, "train", "carry_forward", "code_features", weights)
+    fitted += _fitted(pairs, tuning, "tuning", *(f"logistic_regression/{n}" for n in choices))
     notes = {
         "carry_forward": "share of train pairs with the label, given whether the last visit had it",
         "logistic_regression": f"codes, age, sex, number of visits; L2, C = {regression.penalty} "
@@ -165,7 +176,22 @@ def _all_models(
     soft = read_table(path, SOFT_LABELS)
     soft = soft.filter(pc.equal(soft["source"], "teacher"))
     probabilities["teacher"] = expit(_joined(pairs, soft, "logits", str(path)))
-    return {model: probabilities[model] for model in MODELS}, notes
+    return {model: probabilities[model] for model in MODELS}, notes, fitted
+
+
+def _fitted(pairs: LabelledPairs, rows: Bools, split: Split, *names: str) -> list[FittedOn]:
+    """The record of what was fitted on these rows."""
+    ids = pairs.ids.filter(pa.array(rows)).to_pylist()
+    return [fitted_on(name, ids, split=split) for name in names]
+
+
+def _audit_fitted(context: StageContext, fitted: list[FittedOn]) -> None:
+    """Write what was fitted here, and refuse to report on anything fitted on other pairs."""
+    write_fitted(context.folder / FITTED, fitted)
+    stages = ("teacher", "signals", "student")
+    records = {stage: context.inputs[stage] / FITTED for stage in stages}
+    records["evaluation"] = context.folder / FITTED
+    refuse(fitted_findings(context.inputs["cohort"], records), "evaluation")
 
 
 def _effort(context: StageContext, variant: str) -> str:
@@ -215,7 +241,7 @@ def _score_models(
     probabilities: Mapping[str, Floats],
     notes: Mapping[str, str],
     config: RunConfig,
-) -> tuple[dict[str, ModelResult], list[Difference]]:
+) -> tuple[dict[str, ModelResult], list[Difference], list[FittedOn]]:
     held_out, tuning = pairs.rows(SCORED), pairs.rows("tuning")
     subjects = pairs.table["subject_id"].to_numpy()[held_out]
     scored = ScoredPairs(
@@ -242,7 +268,7 @@ def _score_models(
         difference(measured[a], measured[b], model=a, minus=b, names=DIFFERENCES)
         for a, b in COMPARED
     ]
-    return results, differences
+    return results, differences, _fitted(pairs, tuning, "tuning", "thresholds")
 
 
 def _bootstrap_draws(pairs: LabelledPairs, config: RunConfig) -> int:
@@ -280,6 +306,7 @@ def _collect(
         differences=differences,
         latency=measure_latency(context),
         flow=_flow_counts(inputs["cohort"] / "flow.json"),
+        dataset=read_dataset(inputs["cohort"]),
         knowledge=read_json(inputs["knowledge"] / "summary.json"),
         narratives_cut={
             reader: _share_cut(inputs["knowledge"] / f"{reader}.parquet")

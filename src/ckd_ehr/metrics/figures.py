@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from ckd_ehr.metrics.results import ModelResult
+from ckd_ehr.metrics.results import ModelResult, PhenotypeFacts, Rate
 
 INK = "#010203"  # replaced by the page's own text colour
 NAMES = {
@@ -31,6 +31,15 @@ LOOKS = {
     "student_distilled": ("#009e73", "-"),
     "teacher": ("#d55e00", (0, (5, 1))),
 }
+
+BAR = "#009e73"
+# How a disease's shares are drawn: colour, marker, what it is called.
+SHARES = {
+    "now": ("#8c8c8c", "o", "at the last visit"),
+    "next": ("#009e73", "D", "at the next visit"),
+    "new_onset": ("#d55e00", "^", "new at the next visit, of those who never had it"),
+}
+LONGEST_NAME = 46
 
 
 def calibration_figure(models: Mapping[str, ModelResult], shown: Sequence[str]) -> str:
@@ -68,11 +77,56 @@ def precision_recall_figure(
         return _svg(drawing, "precision-recall")
 
 
+def visits_figure(patients: Mapping[str, int]) -> str:
+    """Bars: how many patients have so many visits, each with its number above."""
+    with _style("visits"):
+        drawing = Drawing(figsize=(5.2, 3.0), layout="constrained")
+        axes = drawing.add_subplot()
+        bars = axes.bar(list(patients), list(patients.values()), color=BAR, width=0.7)
+        axes.bar_label(bars, [f"{count:,}" for count in patients.values()], padding=2, fontsize=9)
+        axes.set(xlabel="visits kept", ylabel="patients")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.margins(y=0.12)
+        return _svg(drawing, "visits")
+
+
+def prevalence_figure(phenotypes: Mapping[str, PhenotypeFacts]) -> str:
+    """Dots: each disease's share now, next, and newly at the next visit, most frequent on top."""
+    with _style("prevalence"):
+        drawing = Drawing(figsize=(8.4, 1.3 + 0.27 * len(phenotypes)), layout="constrained")
+        axes = drawing.add_subplot()
+        places = range(len(phenotypes), 0, -1)
+        axes.hlines(list(places), 0, 100, color=INK, linewidth=0.5, alpha=0.15)
+        highest = 0.0
+        for kind, (colour, marker, said) in SHARES.items():
+            rates: list[Rate] = [getattr(facts, kind) for facts in phenotypes.values()]
+            shares = [100 * (rate.share or 0.0) for rate in rates]
+            highest = max([highest, *shares])
+            axes.scatter(shares, list(places), s=34, color=colour, marker=marker, label=said)
+        names = [_shortened(name) for name in phenotypes]
+        axes.set_yticks(list(places), names)
+        axes.set(xlabel="% of pairs", xlim=(-0.01 * highest, 1.05 * highest + 0.1))
+        axes.set_ylim(0.3, len(phenotypes) + 0.7)
+        axes.tick_params(axis="y", length=0)
+        drawing.legend(loc="outside upper left", ncols=3)
+        return _svg(drawing, "prevalence")
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for the drawing.
+
+    >>> _shortened("Complications of surgical procedures or medical care")
+    'Complications of surgical procedures or medic…'
+    """
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
 def _style(salt: str) -> AbstractContextManager[None]:
     """Transparent, in the page's ink, text as text; `salt` makes ids equal on every run."""
     return mpl.rc_context(
         {
             "svg.fonttype": "none",
+            "text.parse_math": False,
             "svg.hashsalt": salt,
             "font.family": "sans-serif",
             "font.size": 10,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib import resources
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
+from ckd_ehr.metrics.dataset_page import data_page
 from ckd_ehr.metrics.figures import NAMES, calibration_figure, precision_recall_figure
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
@@ -30,30 +31,7 @@ CALIBRATED = ("teacher", "student_hard", "student_distilled")
 EXPLAINED_LABELS = 3
 EXPLAINED_CONCEPTS = 6
 SIMULATED = "simulated"
-# The counts of flow.json that the drawing shows: what each says, and whether it was left out.
-FLOW = {
-    "visits_read": ("visits read", False),
-    "visits_without_admission_or_discharge": ("no admission or discharge time", True),
-    "visits_discharged_before_admission": ("discharged before admission", True),
-    "visits_admitted_after_death": ("admitted after death", True),
-    "visits_kept": ("visits kept", False),
-    "visits_without_pair": ("died with no later visit, or outside the age or history limits", True),
-    "pairs_of_one_history": ("visits that end a history: one pair each", False),
-    "pairs_unlabelled_outside_train": ("no coded next visit, of tuning or held-out patients", True),
-    "pairs_cut_by_sampling": ("beyond the sample limits of the config", True),
-    "pairs": ("pairs", False),
-    "pairs_labelled": ("of these with a coded next visit: labelled", False),
-}
 STUDENT = "student_distilled"
-
-
-@dataclass(frozen=True)
-class FlowStep:
-    """A box of the cohort flow: what remains, or (`excluded`) what was left out on the way."""
-
-    text: str
-    count: int
-    excluded: bool
 
 
 @dataclass(frozen=True)
@@ -87,11 +65,14 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
             f"report of '{metrics.data_set}': a patient's text is shown of simulated data only; "
             "look at one pair with: ckd-ehr explain RUN --pair ID"
         )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        loader=FunctionLoader(_template),
+    )
     environment.filters.update(show=show, interval=show_interval, verdict=verdict)
-    source = resources.files(__package__ or "").joinpath("report_template.html")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(
+    return environment.get_template("report_template.html").render(
         metrics=metrics,
         models=[name for name in MODELS if name in metrics.models],
         names=NAMES,
@@ -105,11 +86,16 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
         ),
         prevalence=cell_prevalence(metrics),
         chance=mean_prevalence(metrics),
-        flow=flow_steps(metrics.flow),
+        page=data_page(metrics),
         speedup=speedup(metrics),
         example=explain_labels(example) if example else [],
         config=yaml.safe_dump(metrics.config, sort_keys=False, allow_unicode=True),
     )
+
+
+def _template(name: str) -> str:
+    """A template of this package."""
+    return resources.files(__package__ or "").joinpath(name).read_text(encoding="utf-8")
 
 
 def cell_prevalence(metrics: Metrics) -> float:
@@ -151,22 +137,6 @@ def distillation_sentence(differences: Sequence[Difference]) -> str:
         f"Distillation is not shown to help the student here: {size} against the same BERT on "
         "hard labels, an interval that includes zero."
     )
-
-
-def flow_steps(counts: Mapping[str, int]) -> list[FlowStep]:
-    """The boxes of the cohort flow, in order; what left nobody out is not drawn.
-
-    >>> [step.text for step in flow_steps({"visits_read": 9, "visits_kept": 9})]
-    ['visits read', 'visits kept']
-    """
-    known = dict(counts)
-    if {"visits_kept", "pairs_of_one_history"} <= known.keys():
-        known["visits_without_pair"] = known["visits_kept"] - known["pairs_of_one_history"]
-    return [
-        FlowStep(text=text, count=known[name], excluded=excluded)
-        for name, (text, excluded) in FLOW.items()
-        if name in known and (known[name] or not excluded)
-    ]
 
 
 def speedup(metrics: Metrics) -> float | None:

@@ -101,6 +101,97 @@ class SplitCounts(Record):
     unlabelled_pairs: int
 
 
+class Rate(Record):
+    """How many of how many."""
+
+    count: int
+    of: int
+    share: float | None
+
+
+class NumberFacts(Record):
+    """A quantity over pairs; None where fewer than five patients have it."""
+
+    mean: float | None
+    sd: float | None
+    q1: float | None
+    median: float | None
+    q3: float | None
+    missing: int
+
+
+class CategoryFacts(Record):
+    """Counts by category, small ones pooled under "other"."""
+
+    counts: dict[str, int]
+    missing: int
+
+
+class TableOneColumn(Record):
+    """One column of Table 1; a number is None where it has no meaning (synthetic times)."""
+
+    patients: int
+    pairs: int
+    numbers: dict[str, NumberFacts | None]
+    women: Rate | None
+    sex_missing: int
+    ethnicity: CategoryFacts
+    admission_type: CategoryFacts
+
+
+class PhenotypeFacts(Record):
+    """How often a label is set: at the last visit of the history, at the next one, newly."""
+
+    now: Rate
+    next: Rate
+    new_onset: Rate
+    persistence: Rate
+    next_by_split: dict[str, Rate]
+
+
+class Tally(Record):
+    """How many distinct codes, and how many occurrences of codes."""
+
+    codes: int
+    occurrences: int
+
+
+class MissedCode(Record):
+    """A code without a category."""
+
+    code: str
+    occurrences: int
+
+
+class SystemCoverage(Record):
+    """What became of the diagnosis codes of one system, by how they were mapped."""
+
+    codes: dict[str, int]
+    occurrences: dict[str, int]
+    most_frequent_unmapped: list[MissedCode]
+    most_frequent_ambiguous: list[MissedCode]
+    labelling: Tally
+    phenotypes: dict[str, Tally]
+
+
+class SourceRows(Record):
+    """What became of the rows of a source table."""
+
+    read: int
+    used: int
+    left_out: dict[str, int]
+
+
+class Dataset(Record):
+    """What the cohort holds: its dataset.json, its coverage.json, and the source's rows."""
+
+    table_one: dict[str, TableOneColumn]
+    visits_per_patient: dict[str, int]
+    phenotypes: dict[str, PhenotypeFacts]
+    coverage: dict[str, SystemCoverage]
+    source_rows: dict[str, SourceRows]
+
+
 class Metrics(Record):
     """metrics.json."""
 
@@ -119,6 +210,7 @@ class Metrics(Record):
     differences: list[Difference]
     latency: dict[str, dict[str, float]]
     flow: dict[str, int]
+    dataset: Dataset
     knowledge: dict[str, object]
     narratives_cut: dict[str, float | None]
     config: dict[str, object]

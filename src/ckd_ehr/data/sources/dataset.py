@@ -1,8 +1,8 @@
 """Events in DuckDB → a MEDS 0.4 dataset on disk, validated by the `meds` schemas.
 
 In: a connection with the tables that `open_events` makes, filled. Out: `data/*.parquet`,
-`metadata/codes.parquet`, `metadata/dataset.json`; equal events give equal bytes. Ignores: what the
-codes mean. A patient's events are contiguous, in order of time, in one file.
+`metadata/codes.parquet`, `metadata/dataset.json`, `rows.json`; equal events give equal bytes.
+Ignores: what the codes mean. A patient's events are contiguous, in order of time, in one file.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from ckd_ehr import __version__
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import EVENTS
 from ckd_ehr.contracts.runs import read_json, write_json
+from ckd_ehr.data.sources.extraction import Extraction
 from ckd_ehr.data.sources.tables import count
 
 SHARD_EVENTS = 1_000_000
@@ -34,9 +35,13 @@ def open_events(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def write_dataset(
-    connection: duckdb.DuckDBPyConnection, folder: Path, *, name: str, synthetic_times: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    extraction: Extraction,
+    *,
+    name: str,
+    synthetic_times: bool = False,
 ) -> None:
-    """Write `events` and `titles` as a MEDS dataset.
+    """Write `events` and `titles` as a MEDS dataset, and `rows.json` beside it.
 
     Args:
         name: the dataset's name in its metadata.
@@ -45,6 +50,8 @@ def write_dataset(
     """
     if not count(connection, "SELECT count(*) FROM events"):
         raise CkdEhrError(f"{name}: the source's tables hold no usable row; check data.root")
+    folder = extraction.folder
+    extraction.ledger.write(folder)
     _write_shards(connection, folder)
     codes = connection.sql(
         "SELECT code, min(description) AS description, CAST(NULL AS VARCHAR[]) AS parent_codes "
@@ -75,12 +82,6 @@ def has_synthetic_times(folder: Path) -> bool:
 def event_files(folder: Path) -> list[Path]:
     """The dataset's event files, in order of their names."""
     return sorted((folder / meds.data_subdirectory).rglob("*.parquet"))
-
-
-def subject_ids(folder: Path) -> list[int]:
-    """Every patient of a dataset, in order."""
-    column = pq.read_table(event_files(folder), columns=["subject_id"])["subject_id"]
-    return sorted(column.unique().to_pylist())
 
 
 def _write_shards(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:

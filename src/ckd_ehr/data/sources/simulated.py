@@ -5,22 +5,29 @@ Ignores: `data.root`; nothing outside this package is read.
 """
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.data import simulator
 from ckd_ehr.data.sources import mimic3
+from ckd_ehr.data.sources.extraction import Extraction, TableStatus
+from ckd_ehr.data.sources.tables import file_digests
 
 
-def files(settings: DataConfig) -> list[Path]:  # noqa: ARG001
+def tables(settings: DataConfig) -> list[TableStatus]:  # noqa: ARG001
+    """None: this source makes its own."""
+    return []
+
+
+def digests(settings: DataConfig) -> dict[str, str]:  # noqa: ARG001
     """The simulator's own code: it and the settings decide every byte."""
-    return sorted(Path(inspect.getfile(simulator)).parent.glob("simulator*.py"))
+    folder = Path(inspect.getfile(simulator)).parent
+    return file_digests(sorted(folder.glob("simulator*.py")), folder)
 
 
-def extract(settings: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
+def extract(extraction: Extraction) -> None:
     """Simulate, then read the tables like MIMIC-III's."""
-    tables = folder / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    simulator.simulate(settings.simulator, tables)
-    mimic3.extract_tables(settings, tables, folder, say, name="simulated hospital")
+    made = extraction.folder / "tables"
+    made.mkdir(parents=True, exist_ok=True)
+    simulator.simulate(extraction.settings.simulator, made)
+    mimic3.extract_tables(extraction, made, name="simulated hospital")

@@ -1,4 +1,4 @@
-"""A source's CSV tables as DuckDB tables of trimmed text, or one clear error.
+"""A source's CSV or Parquet tables as DuckDB tables of trimmed text, or one clear error.
 
 In: a folder and the table and column names wanted. Out: tables in a DuckDB connection, every
 column text. Ignores: what the columns mean. No error carries a cell's content: where a value must
@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.runs import sha256_of
 
-EXTENSIONS = (".csv", ".csv.gz")
+EXTENSIONS = (".csv", ".csv.gz", ".parquet")
 MEMORY_LIMIT = "1GB"
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]*")
 NUMBER = re.compile(r"[-+]?[0-9.]+")
@@ -38,13 +41,13 @@ class SourceTable:
     width: int
 
 
-def connect(folder: Path) -> duckdb.DuckDBPyConnection:
+def connect(folder: Path, memory_limit: str = MEMORY_LIMIT) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that spills into `folder/work` beyond its memory limit."""
     connection = duckdb.connect()
     spill = folder / "work" / "spill"
     spill.parent.mkdir(parents=True, exist_ok=True)
     connection.execute(f"SET temp_directory = {quoted(str(spill))}")
-    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute(f"SET memory_limit = {quoted(memory_limit)}")
     connection.execute("SET preserve_insertion_order = false")
     return connection
 
@@ -59,7 +62,7 @@ def quoted(text: str) -> str:
 
 
 def find_table(root: Path, name: str) -> Path | None:
-    """The file of a table: `.csv` or `.csv.gz`, upper or lower case; None where absent."""
+    """The file of a table (`EXTENSIONS`), upper or lower case; None where absent."""
     if root.is_file():
         raise CkdEhrError(f"{root}: is a file; give its folder as data.root=PATH")
     if not root.is_dir():
@@ -80,7 +83,7 @@ def require_table(root: Path, name: str) -> Path:
         near = difflib.get_close_matches(f"{name}.csv", present, n=1, cutoff=0.5)
         hint = f" (nearest file: {near[0]})" if near else ""
         raise CkdEhrError(
-            f"{root}: table {name} is missing: neither {name}.csv nor {name}.csv.gz{hint}; "
+            f"{root}: table {name} is missing: no {name}.csv, .csv.gz or .parquet{hint}; "
             "put it there, or point data.root at the folder that has it"
         )
     return path
@@ -121,6 +124,16 @@ def describe_table(
     return SourceTable(path=path, positions=positions, width=len(header))
 
 
+def lacking_columns(
+    path: Path, name: str, required: Sequence[str], renames: Mapping[str, Mapping[str, str]]
+) -> tuple[str, ...]:
+    """The required columns, under the names that the file should have, which it lacks."""
+    present = {column.strip().casefold() for column in read_header(path)}
+    given = _renames_of(name, renames)
+    names = [given.get(wanted.casefold(), wanted) for wanted in required]
+    return tuple(actual for actual in names if actual.casefold() not in present)
+
+
 def check_renames(
     renames: Mapping[str, Mapping[str, str]], known: Mapping[str, Sequence[str]]
 ) -> None:
@@ -137,7 +150,12 @@ def check_renames(
 
 
 def read_header(path: Path) -> tuple[str, ...]:
-    """The column names in a file's first line."""
+    """The column names of a Parquet file, or in a CSV file's first line."""
+    if is_parquet(path):
+        try:
+            return tuple(pq.read_schema(path).names)
+        except (pa.ArrowInvalid, OSError):
+            raise explain_unreadable(path) from None
     try:
         with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             header = next(csv.reader(text), None)
@@ -170,22 +188,37 @@ def load(
     missing: str = "",
 ) -> None:
     """Run `query` over the file's rows (as `source`; null where blank or `missing`)."""
-    columns = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(table.width))
     cleaned = ", ".join(
         f'CAST(NULL AS VARCHAR) AS "{wanted}"'
         if index is None
         else f"nullif(nullif(trim(c{index}), ''), {quoted(missing)}) AS \"{wanted}\""
         for wanted, index in table.positions.items()
     )
-    compression = "gzip" if _is_gzip(table.path) else "none"
-    reader = (
-        f"read_csv({quoted(str(table.path))}, auto_detect = false, header = true, delim = ',', "
-        f"quote = '\"', escape = '\"', compression = '{compression}', columns = {{{columns}}})"
-    )
     with readable(table.path):
         connection.execute(
-            f"CREATE TABLE {into} AS WITH source AS (SELECT {cleaned} FROM {reader}) {query}"
+            f"CREATE TABLE {into} AS WITH source AS (SELECT {cleaned} FROM {_rows_of(table)}) "
+            f"{query}"
         )
+
+
+def _rows_of(table: SourceTable) -> str:
+    """A file's rows in SQL, its columns as text under the names c0, c1, …"""
+    file = quoted(str(table.path))
+    if is_parquet(table.path):
+        names = ", ".join(f"c{index}" for index in range(table.width))
+        return f"(SELECT CAST(COLUMNS(*) AS VARCHAR) FROM read_parquet({file}) AS t({names}))"
+    columns = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(table.width))
+    compression = "gzip" if _is_gzip(table.path) else "none"
+    return (
+        f"read_csv({file}, auto_detect = false, header = true, delim = ',', quote = '\"', "
+        f"escape = '\"', compression = '{compression}', columns = {{{columns}}})"
+    )
+
+
+def file_digests(files: Sequence[Path], root: Path) -> dict[str, str]:
+    """SHA-256 of every file, keyed by its place under `root`."""
+    folder = root if root.is_dir() else root.parent
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 @contextlib.contextmanager
@@ -204,6 +237,8 @@ def readable(path: Path) -> Iterator[None]:
 
 def explain_unreadable(path: Path) -> CkdEhrError:
     """Why a file cannot be read: looked up only after a read has failed."""
+    if is_parquet(path):
+        return CkdEhrError(f"{path.name}: not a whole Parquet file; copy or export it again")
     try:
         with open_bytes(path) as file:
             reader = io.TextIOWrapper(file, "utf-8", newline="")
@@ -292,6 +327,11 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     folded = {candidate.casefold(): candidate for candidate in known}
     near = difflib.get_close_matches(name.casefold(), [*folded], n=1, cutoff=0.0)
     return f"did you mean '{folded[near[0]]}'?"
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file's name says that it is Parquet."""
+    return path.name.casefold().endswith(".parquet")
 
 
 def _is_gzip(path: Path) -> bool:

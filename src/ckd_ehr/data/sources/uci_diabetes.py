@@ -11,7 +11,6 @@ import csv
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -33,6 +32,7 @@ from ckd_ehr.contracts.records import (
     normal_form,
 )
 from ckd_ehr.data.sources.dataset import open_events, write_dataset
+from ckd_ehr.data.sources.extraction import Extraction, Ledger, TableStatus
 from ckd_ehr.data.sources.tables import (
     NUMBER_IDS,
     check_renames,
@@ -40,6 +40,7 @@ from ckd_ehr.data.sources.tables import (
     count,
     describe_table,
     explain_unreadable,
+    file_digests,
     find_table,
     load,
     open_bytes,
@@ -90,30 +91,50 @@ _STAYS = f"""
     FROM {TABLE} LEFT JOIN admission_types USING (admission_type_id)"""
 
 
-def files(settings: DataConfig) -> list[Path]:
+def tables(settings: DataConfig) -> list[TableStatus]:
     """The zip, or the CSV with the mapping beside it."""
+    try:
+        files = _files(settings)
+    except CkdEhrError:
+        files = []
+    names = [path.name for path in files]
+    whole = len(files) == 1 and _is_zip(files[0])
+    mapping = names[0] if whole else next(iter(names[1:]), None)
+    size = files[0].stat().st_size if files else None
+    return [
+        TableStatus(TABLE, "encounters, diagnoses, drugs", True, next(iter(names), None), size),
+        TableStatus(MAPPING, "names of admission types", False, mapping),
+    ]
+
+
+def digests(settings: DataConfig) -> dict[str, str]:
+    """SHA-256 of the zip, or of the CSV and the mapping beside it."""
     check_renames(settings.columns, {TABLE: COLUMNS})
-    source = _find(settings)
-    if _is_zip(source):
-        return [source]
-    mapping = find_table(source.parent, MAPPING)
-    return [source] if mapping is None else [source, mapping]
+    files = _files(settings)
+    return file_digests(files, files[0].parent)
 
 
-def extract(settings: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the encounters as a MEDS dataset into `folder`."""
+def extract(extraction: Extraction) -> None:
+    """Write the encounters as a MEDS dataset."""
+    settings, folder = extraction.settings, extraction.folder
     table, mapping = _unpack(_find(settings), folder / "work")
-    with connect(folder) as connection:
+    with connect(folder, extraction.memory_limit) as connection:
         open_events(connection)
         connection.register("admission_types", _admission_types(mapping))
         described = describe_table(table, TABLE, required=COLUMNS, renames=settings.columns)
         load(connection, described, into=TABLE, missing="?")
-        _check_rows(connection, table, say)
+        _check_rows(connection, table, extraction.ledger)
         connection.execute(_STAYS)
         _add_stays(connection)
         _add_diagnoses(connection)
         _add_drugs(connection)
-        write_dataset(connection, folder, name=NAME, synthetic_times=True)
+        write_dataset(connection, extraction, name=NAME, synthetic_times=True)
+
+
+def _files(settings: DataConfig) -> list[Path]:
+    source = _find(settings)
+    mapping = None if _is_zip(source) else find_table(source.parent, MAPPING)
+    return [source] if mapping is None else [source, mapping]
 
 
 def _find(settings: DataConfig) -> Path:
@@ -193,16 +214,15 @@ def _admission_types(mapping: str | None) -> pa.Table:
     )
 
 
-def _check_rows(
-    connection: duckdb.DuckDBPyConnection, path: Path, say: Callable[[str], None]
-) -> None:
+def _check_rows(connection: duckdb.DuckDBPyConnection, path: Path, ledger: Ledger) -> None:
+    ledger.read(path.name, count(connection, f"SELECT count(*) FROM {TABLE}"))
     for column, remedy in WHOLE_NUMBERS.items():
         require_whole_numbers(connection, TABLE, column, path, remedy=remedy)
     unusable = "encounter_id IS NULL OR patient_nbr IS NULL OR time_in_hospital IS NULL"
     dropped = count(connection, f"SELECT count(*) FROM {TABLE} WHERE {unusable}")
     if dropped:
         connection.execute(f"DELETE FROM {TABLE} WHERE {unusable}")
-        say(f"{path.name}: {dropped} rows without patient, encounter or length of stay dropped")
+        ledger.leave_out(path.name, "without patient, encounter or length of stay", dropped)
     shared = count(
         connection,
         f"SELECT count(*) - count(DISTINCT encounter_id) FROM {TABLE}",

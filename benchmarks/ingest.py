@@ -1,0 +1,180 @@
+"""From raw csv.gz tables of MIMIC-III's size to labelled pairs: seconds, memory, growth.
+
+The hospital is the simulated one, padded to MIMIC-III's numbers of rows with further codes and
+drugs drawn by hash. Each size is read by a process of its own, `ckd-ehr run … --until cohort`;
+making the tables is not timed. Hashing the tables, checking the dataset and the audit are.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import duckdb
+
+from ckd_ehr.contracts.config import SimulatorConfig
+from ckd_ehr.contracts.machine import commit, machine_facts
+from ckd_ehr.contracts.runs import write_json
+from ckd_ehr.data.ccs import icd9_leaves
+from ckd_ehr.data.simulator import simulate
+
+PATIENTS = 46_520
+VISITS_PER_PATIENT = 1.32
+SEED = 2026
+SCALES = (1, 2, 4)
+# Added to what the simulated hospital has of each stay, to reach MIMIC-III's numbers of rows.
+MORE_DIAGNOSES, MORE_PROCEDURES, MORE_DRUGS, ORDERS_OF_A_DRUG = 8, 4, 33, 2
+DRUG_NAMES = 4_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One size: what was read, and what it took."""
+
+    patients: int
+    stays: int
+    rows: int
+    prescriptions: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+def write_hospital(folder: Path, *, scale: int) -> None:
+    """The simulated hospital with `scale` × MIMIC-III's patients, padded, as csv.gz."""
+    settings = SimulatorConfig(
+        patients=PATIENTS * scale, seed=SEED, visits_per_patient=VISITS_PER_PATIENT
+    )
+    simulate(settings, folder)
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE codes (place INTEGER, code VARCHAR)")
+        connection.executemany(
+            "INSERT INTO codes VALUES (?, ?)", list(enumerate(sorted(icd9_leaves())[::7]))
+        )
+        connection.execute(
+            f"CREATE TABLE stays AS SELECT * FROM read_csv('{folder}/ADMISSIONS.csv.gz', "
+            "all_varchar = true) WHERE HADM_ID IS NOT NULL"
+        )
+        for table, column, more in (
+            ("DIAGNOSES_ICD", "ICD9_CODE", MORE_DIAGNOSES),
+            ("PROCEDURES_ICD", "ICD9_CODE", MORE_PROCEDURES),
+        ):
+            number = "code" if table == "DIAGNOSES_ICD" else "lpad(place::VARCHAR, 4, '0')"
+            _pad(
+                connection, folder / f"{table}.csv.gz",
+                f"SELECT SUBJECT_ID, HADM_ID, (100 + i)::VARCHAR AS SEQ_NUM, {number} AS {column} "
+                f"FROM stays, range({more}) AS r(i) JOIN codes "
+                "ON place = hash(HADM_ID, i) % (SELECT count(*) FROM codes)",
+            )  # fmt: skip
+        _pad(
+            connection, folder / "PRESCRIPTIONS.csv.gz",
+            f"""
+            SELECT SUBJECT_ID, HADM_ID, ADMITTIME[:10] || ' 00:00:00' AS STARTDATE,
+                DISCHTIME[:10] || ' 00:00:00' AS ENDDATE, 'MAIN' AS DRUG_TYPE,
+                'Agent ' || chr((65 + n % 26)::INTEGER) || n || ' ' || n % 50 || ' mg Tab' AS DRUG,
+                'Agent ' || n AS DRUG_NAME_POE, 'Agent ' || n AS DRUG_NAME_GENERIC,
+                'AGT' || n AS FORMULARY_DRUG_CD, lpad(n::VARCHAR, 6, '0') AS GSN,
+                lpad((n * 7919)::VARCHAR, 11, '0') AS NDC, n % 50 || 'mg Tab' AS PROD_STRENGTH,
+                '1' AS DOSE_VAL_RX, 'TAB' AS DOSE_UNIT_RX, '1' AS FORM_VAL_DISP,
+                'TAB' AS FORM_UNIT_DISP, 'PO' AS ROUTE
+            FROM (SELECT *, (hash(HADM_ID, i) % {DRUG_NAMES})::INTEGER AS n
+                FROM stays, range({MORE_DRUGS}) AS r(i), range({ORDERS_OF_A_DRUG}) AS o(j))""",
+        )  # fmt: skip
+
+
+def _pad(connection: duckdb.DuckDBPyConnection, path: Path, rows: str) -> None:
+    """Add rows to a table's file, in its columns and in the order of stays."""
+    connection.execute(
+        f"CREATE OR REPLACE TABLE padded AS SELECT * FROM read_csv('{path}', all_varchar = true) "
+        f"UNION ALL BY NAME ({rows})"
+    )
+    connection.execute(
+        f"COPY (SELECT * REPLACE (row_number() OVER ()::VARCHAR AS ROW_ID) FROM padded "
+        f"ORDER BY HADM_ID) TO '{path}' (FORMAT csv, HEADER, COMPRESSION gzip)"
+    )
+
+
+def measure(root: Path, out: Path) -> Measured:
+    """Run events and cohort on the tables, in a process of their own."""
+    config = out.with_suffix(".yaml")
+    config.write_text(f"data: {{source: mimic3, root: {root}}}\n", encoding="utf-8")
+    # The peak is the largest child's, so each size is measured in a fresh parent.
+    command = [
+        sys.executable, "-m", "ckd_ehr.cli", "run", str(config), "--out", str(out),
+        "--until", "cohort",
+    ]  # fmt: skip
+    started = perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    rows = json.loads((out / "01_events" / "rows.json").read_text(encoding="utf-8"))
+    counts = json.loads((out / "02_cohort" / "flow.json").read_text(encoding="utf-8"))["counts"]
+    return Measured(
+        patients=counts["patients_read"],
+        stays=counts["visits_read"],
+        rows=sum(table["read"] for table in rows.values()),
+        prescriptions=rows["PRESCRIPTIONS.csv.gz"]["read"],
+        seconds=seconds,
+        peak_rss_bytes=peak,
+    )
+
+
+def measure_scale(scale: int) -> Measured:
+    """Write a hospital and measure it, in one temporary folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_hospital(folder / "tables", scale=scale)
+        return measure(folder / "tables", folder / "run")
+
+
+def main() -> None:
+    """Measure every size; print a table and, with `--json`, write it to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--scale", type=int, help="measure one size and print it as JSON")
+    given = parser.parse_args()
+    if given.scale:
+        print(json.dumps(vars(measure_scale(given.scale))))
+        return
+    sizes = {}
+    for scale in SCALES:
+        command = [sys.executable, __file__, "--scale", str(scale)]
+        shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        size = sizes[scale] = Measured(**json.loads(shown))
+        print(
+            f"{scale}x: {size.patients:,} patients, {size.stays:,} stays, {size.rows:,} rows "
+            f"({size.prescriptions:,} prescriptions): {size.seconds:.1f} s, "
+            f"{size.peak_rss_bytes / 2**30:.2f} GiB"
+        )
+    whole = sizes[1]
+    figures: dict[str, float] = {
+        "seconds": round(whole.seconds, 1),
+        "peak_rss_bytes": whole.peak_rss_bytes,
+        "rows_per_second": round(whole.rows / whole.seconds),
+        "growth_4x": round(sizes[4].seconds / (4 * whole.seconds), 3),
+        "patients": whole.patients,
+        "stays": whole.stays,
+        "rows": whole.rows,
+        "prescriptions": whole.prescriptions,
+    }
+    for scale in SCALES[1:]:
+        figures[f"seconds_{scale}x"] = round(sizes[scale].seconds, 1)
+        figures[f"peak_rss_bytes_{scale}x"] = sizes[scale].peak_rss_bytes
+    if given.json:
+        result = {
+            "name": "ingest",
+            "commit": commit(),
+            "machine": machine_facts(),
+            "data": "simulated hospital in MIMIC-III layout (csv.gz), padded to its row counts",
+            "seed": SEED,
+            "figures": figures,
+        }
+        write_json(given.json, result)
+
+
+if __name__ == "__main__":
+    main()

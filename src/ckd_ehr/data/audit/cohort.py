@@ -1,0 +1,67 @@
+"""The audit of a cohort: no patient in two places, no history that knows its future.
+
+In: visits.parquet, pairs.parquet and, if there, the events they were made from. Out: a result for
+each check. Ignores: how the files were made; it trusts no earlier stage.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ckd_ehr.contracts.records import Phenotype, label_names
+from ckd_ehr.data.audit.duplicates import duplicate_patients
+from ckd_ehr.data.audit.findings import CheckResult, Finding, findings_of
+from ckd_ehr.data.audit.predictors import single_predictors
+from ckd_ehr.data.audit.prevalence import prevalence_shift
+from ckd_ehr.data.audit.structure import structure_checks
+from ckd_ehr.data.audit.support import support_checks
+from ckd_ehr.data.audit.tables import open_cohort
+
+
+def cohort_findings(
+    cohort: Path,
+    events: Path | None,
+    *,
+    temporal_split: bool = False,
+    synthetic_times: bool = False,
+    phenotypes: Sequence[Phenotype] = (),
+) -> list[Finding]:
+    """All that is wrong with a cohort; empty if nothing is.
+
+    Args:
+        cohort: the folder of visits.parquet and pairs.parquet.
+        events: the folder of the MEDS dataset; None leaves out the checks against it.
+        temporal_split: patients are divided by time, so that prevalences may shift.
+        synthetic_times: times only give the order of visits, so that equal ones prove nothing.
+        phenotypes: what the labels mean; without them a label's own codes are held to be features
+            like others.
+    """
+    results = cohort_checks(
+        cohort,
+        events,
+        temporal_split=temporal_split,
+        synthetic_times=synthetic_times,
+        phenotypes=phenotypes,
+    )
+    return findings_of(results)
+
+
+def cohort_checks(
+    cohort: Path,
+    events: Path | None,
+    *,
+    temporal_split: bool,
+    synthetic_times: bool,
+    phenotypes: Sequence[Phenotype],
+) -> list[CheckResult]:
+    """As `cohort_findings`, with the checks that passed or could not be made."""
+    with open_cohort(cohort) as connection:
+        results = structure_checks(connection)
+        if events is not None:
+            results += support_checks(connection, events)
+        results.append(duplicate_patients(connection, synthetic_times=synthetic_times))
+        results.append(prevalence_shift(cohort, temporal_split=temporal_split))
+        names = label_names(pq.read_schema(cohort / "pairs.parquet"))
+        results.append(single_predictors(connection, names, phenotypes))
+    return results

@@ -1,0 +1,107 @@
+"""One patient registered twice, in two splits: found where chance is excluded, only there."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+from audited import Rows, read_rows, simulated_cohort, write_cohort
+
+from ckd_ehr.data.audit.cohort import cohort_findings
+from ckd_ehr.data.audit.duplicates import CHECK
+
+Cohort = tuple[Rows, Rows, tuple[str, ...]]
+TWIN = 10**9
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated_cohort(tmp_path_factory.mktemp("simulated"), patients=200)[1]
+
+
+def register_again(cohort: Cohort, subject: int, *, split: str = "held_out") -> Cohort:
+    """The same patient under another subject_id and other visit ids, in another split."""
+    visits, pairs, names = cohort
+    more_visits = [
+        {**visit, "subject_id": TWIN, "visit_id": f"again-{visit['visit_id']}"}
+        for visit in visits
+        if visit["subject_id"] == subject
+    ]
+    more_pairs = [
+        {
+            **pair,
+            "subject_id": TWIN,
+            "pair_id": f"again-{pair['pair_id']}",
+            "history": [f"again-{visit_id}" for visit_id in pair["history"]],  # type: ignore[attr-defined]
+            "next_visit_id": f"again-{pair['next_visit_id']}",
+            "split": split,
+            "fold": -1,
+        }
+        for pair in pairs
+        if pair["subject_id"] == subject and pair["labels"] is not None
+    ]
+    assert more_pairs
+    return visits + more_visits, pairs + more_pairs, names
+
+
+def train_patient(cohort: Cohort, *, richest: bool) -> int:
+    """Of the train patients with a labelled pair, the one with the most or fewest codes."""
+    visits, pairs, _ = cohort
+    known = {pair["subject_id"] for pair in pairs if pair["split"] == "train" and pair["labels"]}
+    codes: dict[int, set[str]] = {}
+    for visit in visits:
+        if visit["subject_id"] in known:
+            for kind in ("diagnoses", "medications", "procedures"):
+                found = {item["code"] for item in visit[kind]}  # type: ignore[attr-defined]
+                codes.setdefault(int(str(visit["subject_id"])), set()).update(found)
+    order = sorted(codes, key=lambda subject: (len(codes[subject]), subject))
+    return order[-1] if richest else order[0]
+
+
+def found(folder: Path, cohort: Cohort, *, synthetic_times: bool = False) -> list[int]:
+    write_cohort(folder, *cohort)
+    findings = cohort_findings(folder, None, synthetic_times=synthetic_times)
+    return [finding.rows for finding in findings if finding.check == CHECK]
+
+
+@pytest.mark.parametrize("synthetic_times", [False, True])
+def test_different_patients_pass(cohort: Path, tmp_path: Path, synthetic_times: bool) -> None:
+    assert found(tmp_path, read_rows(cohort), synthetic_times=synthetic_times) == []
+
+
+@pytest.mark.parametrize("richest", [True, False])
+def test_a_patient_registered_twice_is_found_by_times_and_codes(
+    cohort: Path, tmp_path: Path, richest: bool
+) -> None:
+    rows = read_rows(cohort)
+    subject = train_patient(rows, richest=richest)
+    assert found(tmp_path, register_again(rows, subject)) == [2]
+
+
+def test_without_dates_only_rich_histories_prove_it(cohort: Path, tmp_path: Path) -> None:
+    rows = read_rows(cohort)
+    rich, poor = (train_patient(rows, richest=richest) for richest in (True, False))
+    twice = register_again(rows, rich)
+    assert found(tmp_path / "rich", twice, synthetic_times=True) == [2]
+    assert found(tmp_path / "poor", register_again(rows, poor), synthetic_times=True) == []
+
+
+def test_twins_within_one_split_leak_nothing(cohort: Path, tmp_path: Path) -> None:
+    rows = read_rows(cohort)
+    subject = next(
+        pair["subject_id"] for pair in rows[1] if pair["split"] == "held_out" and pair["labels"]
+    )
+    assert found(tmp_path, register_again(rows, int(str(subject)))) == []
+
+
+def test_patients_of_equal_appointments_are_not_the_same(cohort: Path, tmp_path: Path) -> None:
+    """Every patient comes on the same days, for the same reason."""
+    visits, pairs, names = read_rows(cohort)
+    first = datetime.datetime(2100, 1, 1)
+    number: dict[object, int] = {}
+    for visit in visits:
+        place = number[visit["subject_id"]] = number.get(visit["subject_id"], -1) + 1
+        start = first + datetime.timedelta(days=10 * place)
+        visit |= {"admit_time": start, "discharge_time": start, "procedures": []}
+        visit["diagnoses"] = [{"system": "ICD9CM", "code": "V560", "title": None}]
+        visit["medications"] = []
+    assert found(tmp_path, (visits, pairs, names)) == []

@@ -1,0 +1,98 @@
+"""The audit of narratives: clean ones pass, every planted leak is found."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from audited import SEPSIS, Rows, narratives, pairs, visits, write_cohort, write_narratives
+
+from ckd_ehr.data.audit.findings import Finding
+from ckd_ehr.data.audit.narratives import narrative_findings
+
+
+def findings_of(folder: Path, rows: Rows) -> list[Finding]:
+    cohort = write_cohort(folder / "cohort", visits(), pairs())
+    return narrative_findings(write_narratives(folder / "knowledge", rows), cohort)
+
+
+def spans_of(row: dict[str, object]) -> Rows:
+    found = row["spans"]
+    assert isinstance(found, list)
+    return found
+
+
+def add(words: str) -> Callable[[Rows], object]:
+    """Append words to the text of the second pair, whose next visit is 10003, outside spans."""
+    return lambda rows: rows[2].update(text=f"{rows[2]['text']} {words}")
+
+
+def test_clean_narratives_pass_and_titles_may_speak_of_death(tmp_path: Path) -> None:
+    assert findings_of(tmp_path, narratives()) == []
+
+
+def test_the_future_of_a_pair_may_stand_in_knowledge_spans(tmp_path: Path) -> None:
+    rows = narratives()
+    spans_of(rows[2])[1].update(code=SEPSIS["code"], from_knowledge=True)
+    assert findings_of(tmp_path, rows) == []
+
+
+def test_harmless_numbers_pass(tmp_path: Path) -> None:
+    rows = narratives()
+    for words in ("She is 73.", "Visit 10004.", "Stay of 5 days.", "Deathly ill: dietary."):
+        add(words)(rows)
+    assert findings_of(tmp_path, rows) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "problem", "change"),
+    [
+        (1, "narratives are missing, or belong to no pair", lambda rows: rows.pop()),
+        (2, "narratives are missing", lambda rows: rows[0].update(pair_id="p9")),
+        (1, "pairs have several narratives", lambda rows: rows.append(rows[0])),
+        (1, "spans lie outside their text", lambda rows: spans_of(rows[0])[1].update(end=999)),
+        (1, "spans lie outside their text", lambda rows: spans_of(rows[0])[0].update(start=7)),
+        (
+            1,
+            "spans show a code of the next visit that no history visit has",
+            lambda rows: spans_of(rows[2])[1].update(code=SEPSIS["code"]),
+        ),
+        (
+            1,
+            "spans show a code that their history visit does not have",
+            lambda rows: spans_of(rows[0])[1].update(code="4019"),
+        ),
+        (
+            1,
+            "spans show a code that their history visit does not have",
+            lambda rows: spans_of(rows[0])[1].update(visit_index=1),
+        ),
+        (1, "texts hold the id of the next visit", add("See 10003.")),
+        (1, "texts tell a date", add("She was readmitted.")),
+        (1, "texts tell a date", add("A re-admission.")),
+        (1, "texts tell a date", add("She DIED.")),
+        (1, "texts tell a date", add("Patient expired.")),
+        (1, "texts tell a date", add("Back 8 days later.")),
+        (1, "texts tell a date", add("Seen 2100-02-01.")),
+        (1, "texts tell a date", add("Seen 2/1/2100.")),
+        (1, "texts hold outside concepts the title", add("With unspecified septicemia.")),
+    ],
+)
+def test_a_leak_planted_in_a_narrative_is_found(
+    tmp_path: Path, count: int, problem: str, change: Callable[[Rows], object]
+) -> None:
+    rows = narratives()
+    change(rows)
+    found = [f for f in findings_of(tmp_path, rows) if f.problem.startswith(problem)]
+    assert [finding.rows for finding in found] == [count]
+    assert found[0].stage == "knowledge"
+    assert found[0].remedy
+
+
+def test_leaks_of_several_kinds_are_found_together(tmp_path: Path) -> None:
+    rows = narratives()
+    add("She was readmitted: unspecified septicemia, 10003.")(rows)
+    assert [finding.check for finding in findings_of(tmp_path, rows)] == [
+        "ids of the next visit",
+        "times, deaths, readmissions in texts",
+        "titles of the next visit in texts",
+    ]

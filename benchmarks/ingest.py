@@ -7,7 +7,8 @@ making the tables is not timed. Hashing the tables, checking the dataset and the
 
 import argparse
 import json
-import resource
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from ckd_ehr.contracts.machine import commit, machine_facts
 from ckd_ehr.contracts.runs import write_json
 from ckd_ehr.data.ccs import icd9_leaves
 from ckd_ehr.data.simulator import simulate
+from ckd_ehr.data.simulator_course import PROCEDURES
 
 PATIENTS = 46_520
 VISITS_PER_PATIENT = 1.32
@@ -51,24 +53,22 @@ def write_hospital(folder: Path, *, scale: int) -> None:
     )
     simulate(settings, folder)
     with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE codes (place INTEGER, code VARCHAR)")
-        connection.executemany(
-            "INSERT INTO codes VALUES (?, ?)", list(enumerate(sorted(icd9_leaves())[::7]))
-        )
+        connection.execute("SET enable_progress_bar = false")
+        leaves = sorted(icd9_leaves())[::7]
         connection.execute(
             f"CREATE TABLE stays AS SELECT * FROM read_csv('{folder}/ADMISSIONS.csv.gz', "
             "all_varchar = true) WHERE HADM_ID IS NOT NULL"
         )
-        for table, column, more in (
-            ("DIAGNOSES_ICD", "ICD9_CODE", MORE_DIAGNOSES),
-            ("PROCEDURES_ICD", "ICD9_CODE", MORE_PROCEDURES),
+        for table, choices, more in (
+            ("DIAGNOSES_ICD", leaves, MORE_DIAGNOSES),
+            ("PROCEDURES_ICD", PROCEDURES, MORE_PROCEDURES),
         ):
-            number = "code" if table == "DIAGNOSES_ICD" else "lpad(place::VARCHAR, 4, '0')"
+            connection.execute(f"CREATE OR REPLACE TABLE codes AS SELECT {list(choices)} AS known")
             _pad(
                 connection, folder / f"{table}.csv.gz",
-                f"SELECT SUBJECT_ID, HADM_ID, (100 + i)::VARCHAR AS SEQ_NUM, {number} AS {column} "
-                f"FROM stays, range({more}) AS r(i) JOIN codes "
-                "ON place = hash(HADM_ID, i) % (SELECT count(*) FROM codes)",
+                f"SELECT SUBJECT_ID, HADM_ID, (100 + i)::VARCHAR AS SEQ_NUM, "
+                f"known[1 + (hash(HADM_ID, i) % {len(choices)})::INTEGER] AS ICD9_CODE "
+                f"FROM stays, range({more}) AS r(i), codes",
             )  # fmt: skip
         _pad(
             connection, folder / "PRESCRIPTIONS.csv.gz",
@@ -102,15 +102,16 @@ def measure(root: Path, out: Path) -> Measured:
     """Run events and cohort on the tables, in a process of their own."""
     config = out.with_suffix(".yaml")
     config.write_text(f"data: {{source: mimic3, root: {root}}}\n", encoding="utf-8")
-    # The peak is the largest child's, so each size is measured in a fresh parent.
     command = [
         sys.executable, "-m", "ckd_ehr.cli", "run", str(config), "--out", str(out),
         "--until", "cohort",
     ]  # fmt: skip
     started = perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
     seconds = perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
     rows = json.loads((out / "01_events" / "rows.json").read_text(encoding="utf-8"))
     counts = json.loads((out / "02_cohort" / "flow.json").read_text(encoding="utf-8"))["counts"]
     return Measured(
@@ -119,7 +120,7 @@ def measure(root: Path, out: Path) -> Measured:
         rows=sum(table["read"] for table in rows.values()),
         prescriptions=rows["PRESCRIPTIONS.csv.gz"]["read"],
         seconds=seconds,
-        peak_rss_bytes=peak,
+        peak_rss_bytes=usage.ru_maxrss * 1024,
     )
 
 
@@ -127,7 +128,14 @@ def measure_scale(scale: int) -> Measured:
     """Write a hospital and measure it, in one temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_hospital(folder / "tables", scale=scale)
+        # A process of its own, so that its memory is not charged to what is measured.
+        writer = multiprocessing.get_context("spawn").Process(
+            target=write_hospital, args=(folder / "tables",), kwargs={"scale": scale}
+        )
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise SystemExit(f"the tables could not be written (exit status {writer.exitcode})")
         return measure(folder / "tables", folder / "run")
 
 

@@ -113,6 +113,7 @@ STAGES: tuple[Stage, ...] = (
         writes=("data/*.parquet", "metadata/", "rows.json"),
         externals=_source_digests,
         preview=_source_lines,
+        version=2,
     ),
     Stage(
         name="cohort",
@@ -129,6 +130,7 @@ STAGES: tuple[Stage, ...] = (
             "coverage.json",
             "dataset.json",
         ),
+        version=2,
     ),
     Stage(
         name="knowledge",
@@ -145,8 +147,9 @@ STAGES: tuple[Stage, ...] = (
         function=_teacher,
         sections=("teacher", "knowledge.teacher", "splits.folds", "seed", "device"),
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet"),
-        writes=("fold_*/", "training.json"),
+        writes=("fold_*/", "training.json", "fitted.json"),
         externals=_teacher_digest,
+        version=2,
     ),
     Stage(
         name="signals",
@@ -154,8 +157,9 @@ STAGES: tuple[Stage, ...] = (
         function=_signals,
         sections=("signals", "teacher", "splits.folds", "device"),
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
-        writes=("soft_labels.parquet", "index.parquet", "attention-*.safetensors"),
+        writes=("soft_labels.parquet", "index.parquet", "attention-*.safetensors", "fitted.json"),
         externals=_teacher_digest,
+        version=2,
     ),
     Stage(
         name="student",
@@ -172,8 +176,9 @@ STAGES: tuple[Stage, ...] = (
             "device",
         ),
         reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals"),
-        writes=("hard/", "distilled/", "predictions.parquet"),
+        writes=("hard/", "distilled/", "predictions.parquet", "fitted.json"),
         externals=_student_digest,
+        version=2,
     ),
     Stage(
         name="evaluation",
@@ -181,7 +186,8 @@ STAGES: tuple[Stage, ...] = (
         function=_evaluation,
         sections=tuple(RunConfig.model_fields),  # metrics.json holds the whole config
         reads=("cohort", "knowledge", "teacher", "signals", "student"),
-        writes=("metrics.json", "predictions.parquet", "report.html"),
+        writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
+        version=2,
     ),
 )
 

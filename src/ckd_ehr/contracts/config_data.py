@@ -186,7 +186,8 @@ class EngineConfig(Section):
         description="DuckDB's memory; beyond it, it spills into the run's folder.",
     )
     spark: dict[str, str] = Field(
-        default_factory=dict, description="Spark properties: engine.spark.[spark.master]=…"
+        default_factory=dict,
+        description="Spark properties, in the YAML file: spark.master: yarn.",
     )
 
 

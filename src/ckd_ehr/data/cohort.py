@@ -277,6 +277,7 @@ def _audit(context: StageContext, events: Path, rules: PairRules) -> None:
         events,
         temporal_split=context.config.splits.method == "temporal",
         synthetic_times=rules.synthetic_times,
+        phenotypes=context.config.labels.selected,
     )
     refuse(findings, "cohort")
 

@@ -7,6 +7,7 @@ never pass through pandas, whose nanoseconds end in the year 2262.
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,6 +176,7 @@ def _open_duckdb(memory_limit: str, folder: Path) -> DuckDb:
         f"temp_directory = {quoted(str(folder / 'spill'))}",
         f"memory_limit = {quoted(memory_limit)}",
         "preserve_insertion_order = false",
+        f"enable_progress_bar = {sys.stdout.isatty()}",
         # Ibis 12 writes lambdas with an arrow, which DuckDB 2 reads only when told to.
         "lambda_syntax = 'ENABLE_SINGLE_ARROW'",
     ):

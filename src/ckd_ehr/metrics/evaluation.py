@@ -312,10 +312,18 @@ def _collect(
             reader: _share_cut(inputs["knowledge"] / f"{reader}.parquet")
             for reader in ("teacher", "student")
         },
-        config=config.model_dump(mode="json", exclude={"data": {"root"}}),
+        config=_shared(config),
         commit=commit(),
         machine=machine_facts(),
         packages=package_versions(),
+    )
+
+
+def _shared(config: RunConfig) -> dict[str, object]:
+    """The settings without the places of this site: a report is shared."""
+    return config.model_dump(
+        mode="json",
+        exclude={"data": {"root": True, "omop": {"url": True}}, "splits": {"file": True}},
     )
 
 

@@ -11,6 +11,7 @@ import difflib
 import gzip
 import io
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def connect(folder: Path, memory_limit: str = MEMORY_LIMIT) -> duckdb.DuckDBPyCo
     connection.execute(f"SET temp_directory = {quoted(str(spill))}")
     connection.execute(f"SET memory_limit = {quoted(memory_limit)}")
     connection.execute("SET preserve_insertion_order = false")
+    connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")
     return connection
 
 

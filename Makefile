@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTS): $(STAMP)
-	@echo "installing what the tests need besides: Spark, PostgreSQL's driver"
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,postgres,spark,dev]'
+	@echo "installing what the tests need besides (Spark, PostgreSQL's driver, MEDS samples)"
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,postgres,spark,tests,dev]'
 	@touch $@
 
 demo: setup  ## the whole path on simulated patients; ARGS="student.epochs=2" changes settings

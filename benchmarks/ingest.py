@@ -19,8 +19,8 @@ from time import perf_counter
 import duckdb
 
 from ckd_ehr.contracts.config import SimulatorConfig
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
-from ckd_ehr.contracts.runs import write_json
 from ckd_ehr.data.ccs import icd9_leaves
 from ckd_ehr.data.simulator import simulate
 from ckd_ehr.data.simulator_course import PROCEDURES

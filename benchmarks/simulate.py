@@ -7,8 +7,8 @@ from pathlib import Path
 from time import perf_counter
 
 from ckd_ehr.contracts.config import SimulatorConfig
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
-from ckd_ehr.contracts.runs import write_json
 from ckd_ehr.data.simulator import simulate
 
 PATIENTS = 10_000

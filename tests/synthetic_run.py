@@ -12,6 +12,7 @@ import pytest
 from scipy.special import logit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.files import write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, fitted_on, write_fitted
 from ckd_ehr.contracts.records import (
     NARRATIVES,
@@ -27,7 +28,7 @@ from ckd_ehr.contracts.records import (
     pair_id_of,
     with_label_names,
 )
-from ckd_ehr.contracts.runs import StageContext, write_json, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import allowed_pairs
 from ckd_ehr.data.description import describe_cohort
 from ckd_ehr.data.pairs import labels_of_codes

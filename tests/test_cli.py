@@ -18,9 +18,10 @@ import pytest
 from ckd_ehr import cli, doctor, pipeline
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import EMBEDDED_TEACHER, RunConfig, build_config
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.inputs import read_histories
 from ckd_ehr.contracts.records import Code, Visit
-from ckd_ehr.contracts.runs import RunDirectory, StageContext, write_json
+from ckd_ehr.contracts.runs import RunDirectory, StageContext
 from ckd_ehr.doctor import Finding, Speed
 from ckd_ehr.learning import inference, weights
 from ckd_ehr.pipeline import STAGES

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ckd_ehr.contracts.config import build_config
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.inputs import read_histories
 from ckd_ehr.contracts.records import Visit
-from ckd_ehr.contracts.runs import RunDirectory, write_json
+from ckd_ehr.contracts.runs import RunDirectory
 from ckd_ehr.learning import inference
 from ckd_ehr.predictions import count_unknown_codes, predict_lines
 

@@ -8,14 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
-from ckd_ehr.contracts.records import (
-    NARRATIVES,
-    PAIRS,
-    concept_id_of,
-    pair_id_of,
-    with_label_names,
-)
-from ckd_ehr.contracts.runs import write_table
+from ckd_ehr.contracts.files import write_table
+from ckd_ehr.contracts.records import NARRATIVES, PAIRS, concept_id_of, pair_id_of, with_label_names
 
 LABELS = ("Shock", "Pneumonia", "Diabetes")
 WORDS = ("woman", "man", "shock", "fever", "sugar", "aspirin", "visit", "insulin", "cough")

@@ -17,7 +17,8 @@ from typing import Literal, get_args
 import click
 
 from ckd_ehr.contracts.config import RunConfig, load_config
-from ckd_ehr.contracts.runs import RunDirectory, read_json
+from ckd_ehr.contracts.files import read_json
+from ckd_ehr.contracts.runs import RunDirectory
 from ckd_ehr.pipeline import STAGES, run_directory
 from ckd_ehr.trouble import exit_status_of
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import click
 
+from ckd_ehr.contracts.files import respect_umask
 from ckd_ehr.contracts.inputs import read_histories
 from ckd_ehr.contracts.records import DRUG_NAME, Code, Visit
-from ckd_ehr.contracts.runs import RunDirectory, respect_umask
+from ckd_ehr.contracts.runs import RunDirectory
 
 BATCH_PATIENTS = 256
 CONDITION = "given a next hospital visit, at any later time"

@@ -59,6 +59,11 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in PLACES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {PLACES[error.errno]}"
+    if type(error).__name__ == "OutOfMemoryException":  # of DuckDB
+        return (
+            "DuckDB needs more memory than engine.memory_limit allows, even with spilling; give "
+            "it more: engine.memory_limit=4GB"
+        )
     if type(error).__name__ == "SafetensorError":
         return f"a weights file is damaged ({error}); delete its stage's folder and run again"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAINING:

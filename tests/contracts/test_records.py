@@ -7,16 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
 from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
-    PHENOTYPES_25,
     PREDICTIONS,
     SOFT_LABELS,
     VISITS,
     ConceptEvidence,
     LabelExplanation,
-    Phenotype,
     concept_id_of,
     label_names,
     pair_id_of,

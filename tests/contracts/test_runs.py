@@ -10,9 +10,9 @@ import filelock
 import pyarrow as pa
 import pytest
 
-from ckd_ehr.contracts import runs
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import write_table
 from ckd_ehr.contracts.runs import (
     MANIFEST,
     RunDirectory,
@@ -21,11 +21,7 @@ from ckd_ehr.contracts.runs import (
     fingerprint_of,
     manifest_digest,
     publish,
-    read_json,
     read_manifest,
-    read_table,
-    write_json,
-    write_table,
 )
 
 SCHEMA = pa.schema([pa.field("pair_id", pa.string(), nullable=False)])
@@ -82,11 +78,15 @@ class Pipeline:
             stage("score", ("evaluation",), ("student",), score),
         ]  # fmt: skip
 
-    def run(self, until: str | None = None, **sections: object) -> list[str]:
+    def run(
+        self, until: str | None = None, first: str | None = None, **sections: object
+    ) -> list[str]:
         """Run with these settings; the stages that ran."""
         self.ran, self.said = [], []
         config = build_config({"name": "trial", **sections})
-        self.directory.execute(config, command=["t"], say=self.said.append, until=until)
+        self.directory.execute(
+            config, command=["t"], say=self.said.append, first=first, until=until
+        )
         return self.ran
 
 
@@ -279,27 +279,41 @@ def test_a_full_disk_leaves_earlier_results_intact(finished: Pipeline) -> None:
     assert finished.run(student={"epochs": 2}) == ["student", "score"]
 
 
-def test_a_full_disk_while_writing_json_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "run.json"
-    write_json(path, {"a": 1})
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(runs.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json(path, {"a": 2})
-    assert read_json(path) == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
-
-
 def test_until_stops_after_that_stage(pipeline: Pipeline) -> None:
     assert pipeline.run(until="teacher") == ["texts", "teacher"]
     assert not pipeline.directory.folder("student").exists()
     with pytest.raises(CkdEhrError, match=r"stage 'student' has not finished.*ckd-ehr run"):
         pipeline.directory.require("student")
+
+
+def test_from_takes_what_comes_before_as_it_stands(finished: Pipeline) -> None:
+    finished.source = "moved away"
+    other = {"student": {"epochs": 2}, "teacher": {"epochs": 9}}
+    assert finished.run(first="student", **other) == ["student", "score"]
+    assert "note: stage 'teacher' is taken as it stands, made with other settings" in finished.said
+    assert finished.run(first="student", until="student", **other) == []
+    assert not any("score" in line for line in finished.said)
+
+
+def test_from_needs_what_comes_before(pipeline: Pipeline) -> None:
+    with pytest.raises(CkdEhrError, match="stage 'texts' has not finished"):
+        pipeline.run(first="teacher")
+    with pytest.raises(CkdEhrError, match="'student' comes after 'texts'"):
+        pipeline.run(first="student", until="texts")
+
+
+def test_a_preview_is_said_before_any_work(tmp_path: Path) -> None:
+    order: list[str] = []
+    stage = Stage(
+        name="only",
+        summary="",
+        function=lambda _: order.append("worked"),
+        sections=(),
+        externals=lambda _: order.append("hashed") or {},
+        preview=lambda _: ["PATIENTS  missing"],
+    )
+    RunDirectory(tmp_path, [stage]).execute(config(), command=["t"], say=order.append)
+    assert order[:2] == ["PATIENTS  missing", "hashed"]
 
 
 def test_results_of_earlier_settings_are_told_apart(finished: Pipeline) -> None:
@@ -371,20 +385,6 @@ def test_a_run_folder_without_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": ')
     with pytest.raises(CkdEhrError, match=r"run\.json: not valid JSON"):
         RunDirectory(tmp_path, []).config()
-
-
-def test_a_broken_table_is_named_with_its_remedy(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.parquet"
-    with pytest.raises(CkdEhrError, match=r"pairs\.parquet: missing"):
-        read_table(path, SCHEMA)
-    write_table(pa.table({"pair_id": ["a"] * 1000}), path, SCHEMA)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CkdEhrError, match="not a whole Parquet file"):
-        read_table(path, SCHEMA)
-    wide = pa.schema([*SCHEMA, pa.field("fold", pa.int8())])
-    write_table(pa.table({"pair_id": ["a"]}), path, SCHEMA)
-    with pytest.raises(CkdEhrError, match="columns missing: fold"):
-        read_table(path, wide)
 
 
 def test_a_run_of_other_records_is_not_overwritten(finished: Pipeline) -> None:

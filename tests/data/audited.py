@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import build_config
+from ckd_ehr.contracts.files import write_table
 from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS, label_names, with_label_names
-from ckd_ehr.contracts.runs import StageContext, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.cohort import write_cohort as run_cohort
 from ckd_ehr.data.events import write_events
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 
 Cell = int | float | str | datetime.datetime | None
 Event = dict[str, Cell]

@@ -9,7 +9,7 @@ from hospital import Row, Stage, Tables, write_csv
 from test_mimic3 import Event, events_of
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 
 PATIENTS = 20
 HEART_FAILURE, HYPERTENSION, KIDNEY_FAILURE = "2000001", "2000002", "2000003"

@@ -162,7 +162,7 @@ def test_no_finding_refuses_nothing() -> None:
 def test_a_small_cohort_says_what_it_could_not_test(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path, visits(), pairs())
     results = cohort_checks(
-        cohort, None, temporal_split=False, synthetic_times=False, phenotypes=()
+        cohort, None, shift_expected=False, synthetic_times=False, phenotypes=()
     )
     untested = {result.check: result.note for result in results if result.status == "not tested"}
     assert set(untested) == {"label prevalence across splits", "one feature tells a label"}

@@ -8,7 +8,7 @@ import pytest
 from audited import read_rows, simulated_cohort, write_cohort
 from scipy import sparse
 
-from ckd_ehr.contracts.records import PHENOTYPES_25
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.data.audit.cohort import cohort_findings
 from ckd_ehr.data.audit.findings import Finding
 from ckd_ehr.data.audit.predictors import CHECK, correlations

@@ -110,5 +110,5 @@ def test_a_split_by_time_may_shift(tmp_path_factory: pytest.TempPathFactory) -> 
         )
     cohort = write_cohort(folder, visit_rows, pair_rows)
     assert [finding.check for finding in cohort_findings(cohort, None)] == [CHECK]
-    assert cohort_findings(cohort, None, temporal_split=True) == []
-    assert prevalence_shift(cohort, temporal_split=True).status == "not tested"
+    assert cohort_findings(cohort, None, shift_expected=True) == []
+    assert prevalence_shift(cohort, shift_expected=True).status == "not tested"

@@ -23,7 +23,7 @@ def statuses(
     results = cohort_checks(
         cohort,
         events,
-        temporal_split=False,
+        shift_expected=False,
         synthetic_times=synthetic_times,
         phenotypes=config.labels.selected,
     )

@@ -8,7 +8,7 @@ from audited import read_rows, write_cohort
 
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import build_config
-from ckd_ehr.contracts.runs import sha256_of
+from ckd_ehr.contracts.files import sha256_of
 from ckd_ehr.data.audit.run import audit_run
 from ckd_ehr.pipeline import run_directory
 

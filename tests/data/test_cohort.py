@@ -20,8 +20,9 @@ from hospital import (
 )
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import PAIRS, PHENOTYPES_25, VISITS, label_names
-from ckd_ehr.contracts.runs import read_json, read_table, sha256_of
+from ckd_ehr.contracts.files import read_json, read_table, sha256_of
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
+from ckd_ehr.contracts.records import PAIRS, VISITS, label_names
 
 ROOT = Path(__file__).parent.parent.parent
 TWO_LABELS = {"only_ccs": [108, 98]}

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ckd_ehr.contracts.files import write_table
 from ckd_ehr.contracts.records import PAIRS, VISITS, pair_id_of, with_label_names
-from ckd_ehr.contracts.runs import write_table
 from ckd_ehr.data.description import COLUMNS, NUMBERS, VISITS_PER_PATIENT, describe_cohort
 
 LABELS = ("Heart failure", "Shock")

@@ -13,7 +13,7 @@ from hospital import Stage
 
 from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.data.engine import open_engine
 
 needs_java = pytest.mark.skipif(

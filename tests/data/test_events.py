@@ -13,8 +13,8 @@ from hospital import Stage, Tables, write_tables
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import sha256_of
 from ckd_ehr.contracts.records import EVENTS
-from ckd_ehr.contracts.runs import sha256_of
 from ckd_ehr.data import events
 from ckd_ehr.data.events import check_dataset, find_source, source_digests
 from ckd_ehr.data.sources import dataset as dataset_module

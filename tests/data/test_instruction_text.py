@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckd_ehr.contracts.records import PHENOTYPES_25
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.data.sources.instruction_labels import PAPER_NAMES, LabelNames
 from ckd_ehr.data.sources.instruction_text import (
     VisitWords,

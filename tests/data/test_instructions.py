@@ -11,7 +11,8 @@ from hospital import Stage
 
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import PHENOTYPES_25, label_names
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
+from ckd_ehr.contracts.records import label_names
 from ckd_ehr.data.sources import instructions
 from ckd_ehr.data.sources.extraction import missing_tables
 from ckd_ehr.data.sources.instruction_stays import lay_out

@@ -1,14 +1,18 @@
 """The source `meds`: what becomes of the events of other ETLs, and of our own."""
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from foreign_meds import Event, event, events_of, left_out, of_kind, stay, titles_of, write_meds
 from hospital import Stage, hospital_tables, write_tables
+from meds_testing_helpers.dataset import MEDSDataset
 
 from ckd_ehr.contracts.config import SimulatorConfig
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.data.simulator import simulate
+
+THEIR_SUBJECTS = (239684, 1195293, 68729, 814703, 754281, 1500733)
 
 
 def test_the_events_of_mimic_iv_meds_become_ours(
@@ -175,3 +179,26 @@ def test_the_mimic_iii_demo_comes_back_as_it_was(real_data: Path, make_events: S
     for name in ("data/0000.parquet", "metadata/codes.parquet"):
         assert (second / name).read_bytes() == (first / name).read_bytes()
     assert left_out(second) == {}
+
+
+def test_a_dataset_written_by_other_peoples_package_is_read(
+    tmp_path: Path, make_events: Stage
+) -> None:
+    # The package's own sample: stays without an id, told by admissions and discharges alone. It
+    # has no diagnosis, so its heart rates stand in for one.
+    samples = resources.files("meds_testing_helpers.static_sample_data")
+    text = samples.joinpath("simple_static_sharded_by_split.yaml").read_text(encoding="utf-8")
+    MEDSDataset.from_yaml(text.replace(",HR,", ",ICD10CM/I49.9,")).write(tmp_path / "theirs")
+    roles = {"ADMISSION//": {"role": "admission"}, "DISCHARGE": {"role": "discharge"}}
+    dataset = make_events(tmp_path / "theirs", source="meds", meds={"roles": roles})
+    rows = [row for subject in THEIR_SUBJECTS for row in events_of(dataset, subject)]
+    stays = [row for row in rows if row[0].startswith("HOSPITAL_")]
+    assert (len(stays), len({row[3] for row in stays})) == (12, 6)
+    assert stays[:2] == [
+        ("HOSPITAL_ADMISSION//CARDIAC", "2010-05-11 17:41:51", None, "239684@2010-05-11 17:41:51"),
+        ("HOSPITAL_DISCHARGE", "2010-05-11 19:27:19", None, "239684@2010-05-11 17:41:51"),
+    ]
+    diagnoses = [row for row in rows if row[0] == "DIAGNOSIS//ICD10CM//I499"]
+    discharges = [row for row in stays if row[0] == "HOSPITAL_DISCHARGE"]
+    assert [row[1:] for row in diagnoses] == [row[1:] for row in discharges]
+    assert (dataset / "metadata" / "subject_splits.parquet").is_file()

@@ -16,7 +16,7 @@ from omop_hospital import (
 )
 from test_mimic3 import events_of
 
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 
 
 @pytest.fixture

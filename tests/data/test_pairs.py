@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckd_ehr.contracts.config import EngineConfig
-from ckd_ehr.contracts.records import VISITS, Phenotype, pair_id_of
+from ckd_ehr.contracts.phenotype import Phenotype
+from ckd_ehr.contracts.records import VISITS, pair_id_of
 from ckd_ehr.data import pairs as steps
 from ckd_ehr.data.engine import Engine, open_engine
 from ckd_ehr.data.pairs import PAIR_ORDER, PairRules
@@ -71,10 +72,14 @@ def labelled_pairs(
     [engine], given = OPENED, PairRules(**rules)  # type: ignore[arg-type]
     table = engine.upload(visits)
     placed = engine.keep(steps.place_visits(table))
-    later = engine.keep(steps.later_visits(placed, given))
-    paired = steps.pair_visits(placed, later, given)
+    following = engine.keep(steps.next_visits(placed, given))
+    days = given.label_window_days
+    outcomes = following
+    if days is not None:
+        outcomes = steps.window_visits(placed, given, window_days=days)
+    paired = steps.pair_visits(placed, following, given)
     found = steps.visit_labels(table, engine.upload(steps.labels_of_codes(matches)))
-    labelled = steps.label_pairs(paired, later, found, n_labels=n_labels, rules=given)
+    labelled = steps.label_pairs(paired, outcomes, found, n_labels=n_labels)
     return engine.fetch(labelled.order_by(PAIR_ORDER))
 
 
@@ -171,6 +176,28 @@ def test_no_history_knows_its_future(stays: list[tuple[int, int, int]], longest:
         if pair["next_visit_id"] is not None:
             assert rows[pair["next_visit_id"]]["admit_time"] >= pair["prediction_time"]
             assert pair["next_visit_id"] not in pair["history"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), min_size=1, max_size=10),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 2.0]),
+)
+def test_histories_and_next_visits_are_those_of_a_plain_loop(
+    stays: list[tuple[int, int]], longest: int, gap: float
+) -> None:
+    rows = [visit(f"v{n}", start, start + length) for n, (start, length) in enumerate(stays)]
+    ordered = sorted(rows, key=lambda v: (v["admit_time"], v["discharge_time"], v["visit_id"]))
+    expected = {}
+    for place, this in enumerate(ordered):
+        end = this["discharge_time"]
+        assert isinstance(end, datetime.datetime)
+        known = [v["visit_id"] for v in ordered[: place + 1] if v["discharge_time"] <= end]
+        later = [v["visit_id"] for v in ordered[place + 1 :] if v["admit_time"] >= end + gap * DAY]
+        expected[this["visit_id"]] = (known[-longest:], next(iter(later), None))
+    pairs = pair_visits(table(*rows), max_history_visits=longest, min_gap_days=gap)
+    assert histories(pairs) == expected
 
 
 def test_labels_are_the_phenotypes_of_the_next_visit_alone() -> None:

@@ -13,14 +13,8 @@ from pydantic import ValidationError
 
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import (
-    ICD9CM,
-    ICD10CM,
-    PHENOTYPES_25,
-    UCI_ICD9,
-    Phenotype,
-    normal_form,
-)
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
+from ckd_ehr.contracts.records import ICD9CM, ICD10CM, UCI_ICD9, normal_form
 from ckd_ehr.data.ccs import CcsMatch, icd9_leaves, icd10_leaves, prefixes_of
 from ckd_ehr.data.phenotypes import (
     NAME,

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import PHENOTYPES_25
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.data.simulator import simulate
 from ckd_ehr.data.simulator_catalogue import (
     BACKGROUND_CODES,

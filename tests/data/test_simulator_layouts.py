@@ -16,7 +16,7 @@ import pytest
 
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import DataConfig, SimulatorConfig
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.data.simulator import simulate
 from ckd_ehr.data.simulator_layouts import Layout
 from ckd_ehr.data.sources import meds as meds_source

@@ -10,15 +10,10 @@ from ckd_ehr.cli import main
 from ckd_ehr.contracts.code_patterns import plain_name
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import (
-    NARRATIVES,
-    PAIRS,
-    PHENOTYPES_25,
-    VISITS,
-    label_names,
-    visits_from_table,
-)
-from ckd_ehr.contracts.runs import StageContext, read_table
+from ckd_ehr.contracts.files import read_table
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
+from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS, label_names, visits_from_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.cohort import write_cohort
 from ckd_ehr.data.events import write_events
 from ckd_ehr.data.sources.drug_names import drug_name

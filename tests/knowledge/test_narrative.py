@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table, write_table
 from ckd_ehr.contracts.records import (
     DRUG_NAME,
     ICD9CM,
@@ -24,7 +25,7 @@ from ckd_ehr.contracts.records import (
     pair_id_of,
     visits_from_table,
 )
-from ckd_ehr.contracts.runs import StageContext, read_table, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.narrative import tell, write_narratives
 from ckd_ehr.knowledge.ontology import title_of
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from ckd_ehr.contracts.records import PAIRS, VISITS, Phenotype, pair_id_of
+from ckd_ehr.contracts.phenotype import Phenotype
+from ckd_ehr.contracts.records import PAIRS, VISITS, pair_id_of
 from ckd_ehr.learning import baselines
 from ckd_ehr.learning.scoring import label_ranking
 

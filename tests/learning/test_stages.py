@@ -10,9 +10,10 @@ import pytest
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table
 from ckd_ehr.contracts.fitted import FITTED, read_fitted
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
-from ckd_ehr.contracts.runs import StageContext, read_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.examples import read_narratives, read_pairs
 from ckd_ehr.learning.inference import StudentPredictor

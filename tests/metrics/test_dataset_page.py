@@ -9,7 +9,7 @@ import pytest
 
 import synthetic_run
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json, write_json
+from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.metrics.dataset_page import (
     Row,
     Table,

@@ -18,8 +18,9 @@ from sklearn.metrics import (
 
 import synthetic_run
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json, read_table, write_table
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS, label_names, with_label_names
-from ckd_ehr.contracts.runs import StageContext, read_json, read_table, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.metrics.evaluation import format_table, write_evaluation
 from ckd_ehr.metrics.results import FEWEST_PATIENTS, MODELS, Metrics, verdict
 

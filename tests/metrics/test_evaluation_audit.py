@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table
 from ckd_ehr.contracts.fitted import FITTED, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import PAIRS
-from ckd_ehr.contracts.runs import read_table
 from ckd_ehr.data.audit.fitted import allowed_pairs
 from ckd_ehr.metrics.evaluation import write_evaluation
 from synthetic_run import config_of, stub_models, write_run

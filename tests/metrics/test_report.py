@@ -8,7 +8,7 @@ import pytest
 
 import synthetic_run
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.metrics.evaluation import write_evaluation
 from ckd_ehr.metrics.report import (
     distillation_sentence,

@@ -62,6 +62,15 @@ def refuse_numbers(entries: object, *, place: str) -> None:
             raise ValueError(f'{place}: {entry} is a number; put quotes around it ("{entry}")')
 
 
+def plain_code(written: str) -> str:
+    """An ICD code without dots and blanks, in upper case.
+
+    >>> plain_code(" j18. 9")
+    'J189'
+    """
+    return "".join(written.split()).replace(".", "").upper()
+
+
 def plain_name(written: str) -> str:
     """A diagnosis in words as it is compared: without regard to case and to the number of blanks.
 

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import PHENOTYPES_25, Phenotype
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
 
 
 class Section(BaseModel):
@@ -202,6 +202,11 @@ class SplitsConfig(Section):
     file: Path | None = Field(
         None, description="CSV or Parquet with subject_id and split (method `file`)."
     )
+    shift_expected: bool = Field(
+        False,
+        description="The splits of a file differ on purpose (by site, by time), so that the audit "
+        "does not fail when their label prevalences do.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the patient hash.")
     tuning: float = Field(0.1, gt=0, lt=1, description="Share of patients for tuning.")
     held_out: float = Field(0.2, gt=0, lt=1, description="Share of patients held out.")
@@ -213,7 +218,14 @@ class SplitsConfig(Section):
             raise ValueError("tuning + held_out must be below 1, so that patients remain to train")
         if (self.method == "file") != (self.file is not None):
             raise ValueError("splits.file goes with splits.method=file, and only with it")
+        if self.shift_expected and self.method == "random":
+            raise ValueError("a random split cannot be expected to shift")
         return self
+
+    @property
+    def may_shift(self) -> bool:
+        """Whether label prevalences may differ between the splits beyond chance."""
+        return self.method == "temporal" or self.shift_expected
 
 
 class SampleConfig(Section):

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.records import Split
-from ckd_ehr.contracts.runs import write_json
 
 FITTED = "fitted.json"
 

@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
+from ckd_ehr.contracts.code_patterns import plain_code
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import UCI_ICD9, Code, Visit, normal_form, plain_code
+from ckd_ehr.contracts.records import UCI_ICD9, Code, Visit, normal_form
 
 SHOWN_PROBLEMS = 20
 SCHEMA_HINT = "docs/visits.schema.json has the schema, docs/examples/visits.jsonl an example"

@@ -12,37 +12,40 @@ from pathlib import Path
 
 import ibis.expr.types as ir
 import meds
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ckd_ehr.contracts.config import CohortConfig, RunConfig, SampleConfig, SplitsConfig
+from ckd_ehr.contracts.config import CohortConfig, RunConfig, SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json, read_table, write_json
 from ckd_ehr.contracts.records import PAIRS, VISITS, with_label_names
-from ckd_ehr.contracts.runs import StageContext, read_json, read_table, write_json
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.cohort import cohort_findings
 from ckd_ehr.data.audit.findings import refuse
 from ckd_ehr.data.description import describe_cohort
 from ckd_ehr.data.engine import Engine, open_engine
+from ckd_ehr.data.flow import describe_flow, say_summary, say_unread_facts
 from ckd_ehr.data.pairs import (
     PAIR_ORDER,
     PairRules,
     forward_pairs,
     label_pairs,
     labels_of_codes,
-    later_visits,
+    next_visits,
     pair_visits,
     place_visits,
     sample_pairs,
     split_pairs,
     usable_pairs,
     visit_labels,
+    window_visits,
 )
 from ckd_ehr.data.phenotypes import CodeMatch, coverage_lines, coverage_report, match_codes
 from ckd_ehr.data.sources.dataset import event_files, has_synthetic_times
 from ckd_ehr.data.sources.extraction import ROWS
-from ckd_ehr.data.splits import SPLIT_NAMES, assign_splits, read_splits
+from ckd_ehr.data.splits import assign_splits, read_splits
+from ckd_ehr.data.usable import refuse_no_visits, refuse_unusable, refuse_without_positives
 from ckd_ehr.data.visits import (
     AdmissionTypes,
     assemble_visits,
@@ -88,7 +91,7 @@ def write_cohort(context: StageContext) -> None:
         codes = pq.read_table(events / meds.code_metadata_filepath)
         built = build_visits(engine, engine.read(event_files(events)), codes, config.cohort)
         engine.write(built.visits, folder / "visits.parquet", with_label_names(VISITS, names))
-        _refuse_no_visits(built.counts, read_rows=folder / "visits.parquet")
+        refuse_no_visits(folder / "visits.parquet", built.counts)
         matches = match_codes(_occurrences(built.diagnoses), phenotypes)
         visits = engine.read([folder / "visits.parquet"])
         listed = _listed_splits(config.splits, events)
@@ -105,8 +108,8 @@ def write_cohort(context: StageContext) -> None:
     _audit(context, events, rules)
     counts = built.counts | paired.counts
     _describe(context, events, pairs, matches, counts=counts, names=names, rules=rules)
-    _say_unread_facts(context, counts)
-    _say_summary(context, pairs, names)
+    say_unread_facts(context.say, counts)
+    say_summary(context.say, pairs, names)
 
 
 def build_visits(
@@ -182,12 +185,13 @@ def build_pairs(
         listed: subject_id and split, where the splits come from a file.
     """
     placed = engine.keep(place_visits(visits))
-    later = engine.keep(later_visits(placed, rules))
-    paired = pair_visits(placed, later, rules)
+    following = engine.keep(next_visits(placed, rules))
+    days = rules.label_window_days
+    outcomes = following if days is None else window_visits(placed, rules, window_days=days)
+    paired = pair_visits(placed, following, rules)
     found = visit_labels(visits, engine.upload(labels_of_codes(matches)))
     n_labels = len(config.labels.selected)
-    labelled = label_pairs(paired, later, found, n_labels=n_labels, rules=rules)
-    labelled = engine.keep(labelled)
+    labelled = engine.keep(label_pairs(paired, outcomes, found, n_labels=n_labels))
     patients = placed.group_by("subject_id").agg(first_admit_time=placed.admit_time.min())
     patients = engine.keep(patients)
     given = None if listed is None else engine.upload(listed)
@@ -241,15 +245,6 @@ def _occurrences(diagnoses: pa.Table) -> dict[tuple[str, str], int]:
     return {(row["system"], row["code"]): row["occurrences"] for row in diagnoses.to_pylist()}
 
 
-def _refuse_no_visits(counts: Mapping[str, int], *, read_rows: Path) -> None:
-    if not pq.read_metadata(read_rows).num_rows:
-        raise CkdEhrError(
-            f"empty cohort: none of {counts['visits_read']} visits has an admission, a later "
-            "discharge and no earlier death, and is of an admission type that is kept; check the "
-            "source's times (see 'Cohort' in docs/data.md)"
-        )
-
-
 def _listed_splits(splits: SplitsConfig, events: Path) -> pa.Table | None:
     """The splits of a file, or those that the source's dataset came with."""
     if splits.method == "file":
@@ -275,9 +270,10 @@ def _audit(context: StageContext, events: Path, rules: PairRules) -> None:
     findings = cohort_findings(
         context.folder,
         events,
-        temporal_split=context.config.splits.method == "temporal",
+        shift_expected=context.config.splits.may_shift,
         synthetic_times=rules.synthetic_times,
         phenotypes=context.config.labels.selected,
+        memory_limit=context.config.engine.memory_limit,
     )
     refuse(findings, "cohort")
 
@@ -308,145 +304,3 @@ def _describe(
     write_json(folder / "dataset.json", described)
     for line in coverage_lines(coverage):
         context.say(line)
-
-
-def refuse_without_positives(pairs: pa.Table, matches: Sequence[CodeMatch]) -> None:
-    """An error for diagnoses that label nothing: training on them would teach nothing."""
-    train = _labelled(pairs.filter(pc.equal(pairs["split"], "train")))
-    found = pc.any(pc.list_flatten(train["labels"])).as_py()
-    if any(match.labels for match in matches) and (found or not train.num_rows):
-        return
-    systems = sorted({match.system for match in matches})
-    coverage = "; ".join(
-        _describe_coverage(system, [match for match in matches if match.system == system])
-        for system in systems
-    )
-    raise CkdEhrError(
-        f"DIAGNOSES: no positive for any label among {train.num_rows:,} labelled train pairs: "
-        f"nothing can be learned ({coverage or 'the visits hold no diagnosis code'}); "
-        "check that the source's table of diagnoses has rows, that its code column holds the "
-        "codes (data.columns) in the code system named, and labels.phenotypes"
-    )
-
-
-def _describe_coverage(system: str, matches: Sequence[CodeMatch]) -> str:
-    """How often a system's codes occur, have a CCS category, and set a label."""
-    read = sum(match.occurrences for match in matches)
-    mapped = sum(match.occurrences for match in matches if match.ccs is not None)
-    labelling = sum(match.occurrences for match in matches if match.labels)
-    return f"{system}: {read:,} codes, {mapped:,} with a CCS category, {labelling:,} of a label"
-
-
-def refuse_unusable(
-    pairs: pa.Table, splits: SplitsConfig, sample: SampleConfig, *, unsampled: pa.Table
-) -> None:
-    """Errors for a cohort on which teacher, student or scores would fail later."""
-    patients = len(_labelled(unsampled)["subject_id"].unique())
-    if patients < 2:
-        raise CkdEhrError(
-            f"empty cohort: {patients} patients have a visit pair (two stays, one after the "
-            "other), and training needs many; check the source, cohort.min_age_years and "
-            "cohort.min_history_visits"
-        )
-    remedy = (
-        f"{patients} patients have pairs; try another splits.seed (now {splits.seed}), or change "
-        f"splits.tuning ({splits.tuning}) or splits.held_out ({splits.held_out})"
-    )
-    for split in SPLIT_NAMES:
-        if not _holds(pairs, "split", split):
-            cut = _holds(unsampled, "split", split)
-            why = _sampled_out(split, sample) if cut else remedy
-            raise CkdEhrError(f"no labelled pair in split '{split}': {why}")
-    for fold in range(splits.folds):
-        if not _holds(pairs, "fold", fold):
-            cut = _holds(unsampled, "fold", fold)
-            why = _sampled_out("train", sample) if cut else f"{remedy}, or splits.folds"
-            raise CkdEhrError(f"no labelled train pair in fold {fold} of {splits.folds}: {why}")
-
-
-def _labelled(pairs: pa.Table) -> pa.Table:
-    return pairs.filter(pc.is_valid(pairs["labels"]))
-
-
-def _holds(pairs: pa.Table, column: str, value: str | int) -> bool:
-    """Whether a labelled pair has a value (fold is -1 outside train)."""
-    return bool(pc.any(pc.equal(_labelled(pairs)[column], value)).as_py())
-
-
-def _sampled_out(split: str, sample: SampleConfig) -> str:
-    return (
-        f"cohort.sample.{split} ({sample.model_dump()[split]}) leaves none of them, since whole "
-        "patients are kept while their pairs fit; raise it, or set it to null"
-    )
-
-
-def describe_flow(
-    visits_file: Path, pairs: pa.Table, counts: Mapping[str, int], label_names: Sequence[str]
-) -> dict[str, object]:
-    """What was read, left out and kept, and what each split holds."""
-    visits = pq.read_table(visits_file, columns=["diagnoses", "died"])
-    empty = pc.sum(pc.equal(pc.list_value_length(visits["diagnoses"]), 0)).as_py()
-    return {
-        "counts": {
-            **counts,
-            "visits_kept": visits.num_rows,
-            "visits_without_diagnoses": empty,
-            "visits_ended_in_death": pc.sum(visits["died"]).as_py(),
-            "next_visits_before_exclusions": (
-                counts["visits_read"] - counts["patients_with_visits"]
-            ),
-            "pairs": pairs.num_rows,
-            "pairs_labelled": pairs.num_rows - pairs["labels"].null_count,
-            "pairs_unlabelled": pairs["labels"].null_count,
-        },
-        "splits": {split: _describe_split(pairs, split, label_names) for split in SPLIT_NAMES},
-    }
-
-
-def _describe_split(pairs: pa.Table, split: str, label_names: Sequence[str]) -> dict[str, object]:
-    mine = pairs.filter(pc.equal(pairs["split"], split))
-    labelled = _labelled(mine)
-    positives = _label_matrix(labelled, len(label_names)).sum(axis=0).tolist()
-    return {
-        "patients": len(mine["subject_id"].unique()),
-        "pairs": mine.num_rows,
-        "labelled": labelled.num_rows,
-        "unlabelled": mine.num_rows - labelled.num_rows,
-        "positives": dict(zip(label_names, positives, strict=True)),
-        "prevalence": {
-            name: round(float(n) / max(labelled.num_rows, 1), 6)
-            for name, n in zip(label_names, positives, strict=True)
-        },
-    }
-
-
-def _label_matrix(
-    labelled: pa.Table, n_labels: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    flat = pc.list_flatten(labelled["labels"]).combine_chunks()
-    values: np.ndarray[tuple[int], np.dtype[np.bool_]] = flat.to_numpy(zero_copy_only=False)
-    return values.astype(bool).reshape(labelled.num_rows, n_labels)
-
-
-def _say_unread_facts(context: StageContext, counts: Mapping[str, int]) -> None:
-    if born_later := counts["visits_with_birth_after_admission"]:
-        context.say(f"{born_later:,} visits before their patient's birth: age left out")
-    if unread := counts["patients_with_sex_not_read"]:
-        context.say(f"{unread:,} patients with a sex other than F or M: sex left out")
-
-
-def _say_summary(context: StageContext, pairs: pa.Table, label_names: Sequence[str]) -> None:
-    unlabelled, labelled = pairs["labels"].null_count, _labelled(pairs)
-    shares = ", ".join(
-        f"{split} {pc.sum(pc.equal(labelled['split'], split)).as_py():,}" for split in SPLIT_NAMES
-    )
-    context.say(f"{labelled.num_rows:,} labelled pairs ({shares}), {unlabelled:,} unlabelled")
-    train = labelled.filter(pc.equal(labelled["split"], "train"))
-    positives = _label_matrix(train, len(label_names)).sum(axis=0).tolist()
-    absent = [name for name, n in zip(label_names, positives, strict=True) if not n]
-    if absent:
-        context.say(
-            f"warning: {len(absent)} of {len(label_names)} labels have no positive train pair, so "
-            "that nothing can be learned for them; leave them out with labels.phenotypes or "
-            f"labels.only_ccs: {' · '.join(absent)}"
-        )

@@ -25,7 +25,7 @@ from ibis.backends.duckdb import Backend as DuckDb
 
 from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import write_batches
+from ckd_ehr.contracts.files import write_batches
 from ckd_ehr.data.sources.tables import quoted
 
 SPARK_REMEDY = "install Java 17 and `pip install 'ckd-ehr[spark]'`, or set engine.backend=duckdb"

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import StageContext, read_json
+from ckd_ehr.contracts.files import read_json
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.sources.dataset import event_files
 from ckd_ehr.data.sources.extraction import Extraction, TableStatus, status_lines
 

@@ -15,7 +15,6 @@ from ckd_ehr.data.phenotypes import CodeMatch
 from ckd_ehr.data.visits import DAY_SECONDS
 
 PAIR_ORDER = ("subject_id", "prediction_time", "pair_id")
-LIMIT_GROUPS = ("train", "unlabelled", "tuning", "held_out")
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,19 @@ class PairRules:
 
 
 def place_visits(visits: ir.Table) -> ir.Table:
-    """Visits in order within their patient: `place` from 0; ids decide only between equal times."""
+    """Visits in order within their patient: `place` from 0; ids decide only between equal times.
+
+    `overlaps`: an earlier stay ended later than this one, so that its codes are not yet known.
+    """
     order = ibis.window(
         group_by="subject_id", order_by=["admit_time", "discharge_time", "visit_id"]
     )
+    before = ibis.window(
+        group_by="subject_id",
+        order_by=["admit_time", "discharge_time", "visit_id"],
+        preceding=(None, 1),
+    )
+    latest = visits.discharge_time.max().over(before)
     return visits.select(
         "visit_id",
         "subject_id",
@@ -44,6 +52,7 @@ def place_visits(visits: ir.Table) -> ir.Table:
         "age_years",
         "died",
         coded=visits.diagnoses.length() > 0,
+        overlaps=(latest > visits.discharge_time).fill_null(False),
         place=ibis.row_number().over(order),
     )
 
@@ -51,7 +60,8 @@ def place_visits(visits: ir.Table) -> ir.Table:
 def known_histories(placed: ir.Table, *, longest: int) -> ir.Table:
     """visit_id → history: the visits admitted no later and discharged by its discharge.
 
-    Oldest first; of more than `longest`, the last ones.
+    Oldest first; of more than `longest`, the last ones. Without an overlap these are simply the
+    visits just before, which keeps a patient of a thousand visits cheap.
     """
     this, earlier = placed, placed.view()
     known = this.join(
@@ -59,6 +69,7 @@ def known_histories(placed: ir.Table, *, longest: int) -> ir.Table:
         [
             this.subject_id == earlier.subject_id,
             earlier.place <= this.place,
+            (earlier.place > this.place - longest) | this.overlaps,
             earlier.discharge_time <= this.discharge_time,
         ],
     ).select(this.visit_id, earlier_id=earlier.visit_id, place=earlier.place)
@@ -71,52 +82,74 @@ def known_histories(placed: ir.Table, *, longest: int) -> ir.Table:
     return histories.select("visit_id", history=ids)
 
 
-def later_visits(placed: ir.Table, rules: PairRules) -> ir.Table:
-    """Each visit with every one admitted from its discharge on, `gap_days` apart.
+def next_visits(placed: ir.Table, rules: PairRules) -> ir.Table:
+    """Each visit with the first one admitted from its discharge on, if any.
 
-    Nearer than `min_gap_days` or beyond `max_gap_days` does not count.
+    One nearer than `min_gap_days` is passed over; a first one beyond `max_gap_days` counts as
+    none.
+
+    Returns:
+        visit_id, later_id, coded (has the later visit diagnoses?), discharge_time (its own),
+        gap_days.
     """
     this, later = placed, placed.view()
-    found = this.join(
-        later,
-        [
-            this.subject_id == later.subject_id,
-            later.place > this.place,
-            later.admit_time >= this.discharge_time,
-        ],
-    ).select(
+    places = this.join(later, _comes_after(this, later, rules)).select(
+        this.visit_id, this.subject_id, known_time=this.discharge_time, place=later.place
+    )
+    first = places.group_by("visit_id", "subject_id", "known_time").agg(place=places.place.min())
+    nearest = first.join(placed.view(), ["subject_id", "place"], rname="later_{name}")
+    described = nearest.select(
+        nearest.visit_id,
+        later_id=nearest.later_visit_id,
+        coded=nearest.coded,
+        discharge_time=nearest.discharge_time,
+        gap_days=_days_between(nearest.admit_time, nearest.known_time),
+    )
+    if rules.max_gap_days is None:
+        return described
+    return described.filter(described.gap_days <= rules.max_gap_days)
+
+
+def window_visits(placed: ir.Table, rules: PairRules, *, window_days: float) -> ir.Table:
+    """Each visit with all that were admitted within `window_days`; columns as `next_visits`."""
+    this, later = placed, placed.view()
+    gap_days = _days_between(later.admit_time, this.discharge_time)
+    return this.join(later, [*_comes_after(this, later, rules), gap_days <= window_days]).select(
         this.visit_id,
         later_id=later.visit_id,
-        place=later.place,
         coded=later.coded,
         discharge_time=later.discharge_time,
-        gap_days=_seconds_between(later.admit_time, this.discharge_time) / DAY_SECONDS,
+        gap_days=gap_days,
     )
-    counts = found.gap_days >= rules.min_gap_days
-    if rules.max_gap_days is not None:
-        counts &= found.gap_days <= rules.max_gap_days
-    return found.filter(counts)
 
 
-def _seconds_between(end: ir.TimestampValue, start: ir.TimestampValue) -> ir.FloatingValue:
-    whole = end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()
-    return whole.cast("float64")
+def _comes_after(this: ir.Table, later: ir.Table, rules: PairRules) -> list[ir.BooleanValue]:
+    after = [
+        this.subject_id == later.subject_id,
+        later.place > this.place,
+        later.admit_time >= this.discharge_time,
+    ]
+    if rules.min_gap_days > 0:
+        after.append(_days_between(later.admit_time, this.discharge_time) >= rules.min_gap_days)
+    return after
 
 
-def pair_visits(placed: ir.Table, later: ir.Table, rules: PairRules) -> ir.Table:
+def _days_between(end: ir.TimestampValue, start: ir.TimestampValue) -> ir.FloatingValue:
+    seconds = end.truncate("s").epoch_seconds() - start.truncate("s").epoch_seconds()
+    return seconds.cast("float64") / DAY_SECONDS
+
+
+def pair_visits(placed: ir.Table, following: ir.Table, rules: PairRules) -> ir.Table:
     """One pair per visit: the visits known at its discharge, and the next one, if any.
 
-    `prediction_time` is the discharge of the last history visit; the next visit is the first of
-    the later ones. Pairs of stays that ended in death without a next visit are left out.
-    `gap_days` is null for synthetic times.
+    `prediction_time` is the discharge of the last history visit; `following` is as `next_visits`
+    gives it. Pairs of stays that ended in death without a next visit are left out. `gap_days` is
+    null for synthetic times.
 
     Returns:
         pair_id, subject_id, history, prediction_time, next_visit_id, gap_days, visit_id.
     """
-    first = later.group_by("visit_id").agg(next_place=later.place.min())
-    nearest = later.join(
-        first, [later.visit_id == first.visit_id, later.place == first.next_place]
-    ).select(later.visit_id, next_visit_id=later.later_id, gap_days=later.gap_days)
+    nearest = following.select("visit_id", "gap_days", next_visit_id=following.later_id)
     histories = known_histories(placed, longest=rules.max_history_visits)
     joined = placed.join(histories, "visit_id").left_join(nearest, "visit_id")
     usable = (joined.history.length() >= rules.min_history_visits) & (
@@ -159,28 +192,21 @@ def visit_labels(visits: ir.Table, codes: ir.Table) -> ir.Table:
     return named.join(codes, ["system", "code"]).select("visit_id", "label").distinct()
 
 
-def label_pairs(
-    pairs: ir.Table, later: ir.Table, found: ir.Table, *, n_labels: int, rules: PairRules
-) -> ir.Table:
+def label_pairs(pairs: ir.Table, outcomes: ir.Table, found: ir.Table, *, n_labels: int) -> ir.Table:
     """Add `labels` (n_labels booleans) and `outcome_time`, when the last of them was known.
 
-    The labels are the phenotypes that the next visit's diagnoses have.
-
-    With a label window they are those of all stays admitted within it. Null without a next visit,
-    and where no such stay has a diagnosis: it was not coded, which says nothing about diseases.
+    The labels are the phenotypes that the diagnoses of a pair's `outcomes` have: the next visit,
+    or all those of a label window. Null without a next visit, and where no such stay has a
+    diagnosis: it was not coded, which says nothing about diseases.
     """
-    if rules.label_window_days is None:
-        asked = pairs.select("visit_id", later_id=pairs.next_visit_id)
-        within = later.semi_join(asked, ["visit_id", "later_id"])
-    else:
-        within = later.filter(later.gap_days <= rules.label_window_days)
-    coded = within.group_by("visit_id").agg(
-        coded=within.coded.any(), outcome_time=within.discharge_time.max()
+    known = outcomes.group_by("visit_id").agg(
+        coded=outcomes.coded.any(), outcome_time=outcomes.discharge_time.max()
     )
-    hits = within.join(found, within.later_id == found.visit_id).select(within.visit_id, "label")
+    hits = outcomes.join(found, outcomes.later_id == found.visit_id)
+    hits = hits.select(outcomes.visit_id, "label")
     columns = {f"label_{k}": (hits.label == k).any() for k in range(n_labels)}
     present = hits.group_by("visit_id").agg(**columns)
-    joined = pairs.left_join(coded, "visit_id").drop("visit_id_right")
+    joined = pairs.left_join(known, "visit_id").drop("visit_id_right")
     joined = joined.left_join(present, "visit_id")
     labels = ibis.array([joined[name].fill_null(False) for name in columns])
     is_labelled = joined.next_visit_id.notnull() & joined.coded.fill_null(False)

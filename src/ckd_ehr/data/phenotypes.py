@@ -10,15 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from ckd_ehr.contracts.code_patterns import PatternLists, plain_name
-from ckd_ehr.contracts.records import (
-    DRUG_NAME,
-    ICD9CM,
-    ICD10CM,
-    UCI_ICD9,
-    Phenotype,
-    plain_code,
-)
+from ckd_ehr.contracts.code_patterns import PatternLists, plain_code, plain_name
+from ckd_ehr.contracts.phenotype import Phenotype
+from ckd_ehr.contracts.records import DRUG_NAME, ICD9CM, ICD10CM, UCI_ICD9
 from ckd_ehr.data.ccs import HOW, CcsMatch, How, icd9_ccs_of, icd10_ccs_of
 from ckd_ehr.data.truncated_icd9 import truncated_ccs_of
 

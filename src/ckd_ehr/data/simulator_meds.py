@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ckd_ehr import __version__
-from ckd_ehr.contracts.runs import write_json
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.data.simulator_layouts import (
     CodeKind,
     Column,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import sha256_of
+from ckd_ehr.contracts.files import sha256_of
 
 SPLIT_NAMES = ("train", "tuning", "held_out")
 HASH_DIGITS = 8

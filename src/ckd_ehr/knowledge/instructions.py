@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table, write_json
 from ckd_ehr.contracts.folders import whole_folder
 from ckd_ehr.contracts.records import PAIRS, VISITS, Code, Visit, label_names, visits_from_table
-from ckd_ehr.contracts.runs import read_table, write_json
 from ckd_ehr.data.sources.instruction_files import DATASET_INFO
 from ckd_ehr.data.sources.instruction_labels import LabelNames, LabelStyle
 from ckd_ehr.data.sources.instruction_text import ANSWER, VisitWords, write_history

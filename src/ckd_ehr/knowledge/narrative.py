@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ckd_ehr.contracts.files import read_table, write_json, write_table
 from ckd_ehr.contracts.records import (
     AGE,
     ETHNICITY,
@@ -31,7 +32,7 @@ from ckd_ehr.contracts.records import (
     concept_id_of,
     visits_from_table,
 )
-from ckd_ehr.contracts.runs import StageContext, read_table, write_json, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of
 
 CountTokens = Callable[[str], int]

@@ -18,7 +18,7 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from ckd_ehr.contracts.records import Phenotype
+from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.data.phenotypes import match_codes
 from ckd_ehr.learning.scoring import Bools, Floats, fit_platt, label_ranking, macro, safe_logit
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table
 from ckd_ehr.contracts.records import NARRATIVES, PAIRS, Narrative, Reader, Span, label_names
-from ckd_ehr.contracts.runs import read_table
 from ckd_ehr.learning.alignment import Reading, encode
 from ckd_ehr.learning.batches import Example
 from ckd_ehr.learning.weights import load_tokenizer, resolve_model

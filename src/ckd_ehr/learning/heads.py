@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ckd_ehr.contracts.runs import write_json
+from ckd_ehr.contracts.files import write_json
 
 Pooling = Literal["mean", "last"]
 

@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table, sha256_of, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, with_label_names
-from ckd_ehr.contracts.runs import StageContext, read_table, sha256_of, write_json, write_table
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
 from ckd_ehr.learning.heads import LabelAttentionModel

@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModel, set_seed
 
 from ckd_ehr.contracts.config import LoraConfig, TeacherConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import Narrative
-from ckd_ehr.contracts.runs import StageContext, read_json, write_json
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.learning.batches import Batch, Example
 from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
 from ckd_ehr.learning.heads import (

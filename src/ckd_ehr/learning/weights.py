@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json, sha256_of
+from ckd_ehr.contracts.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

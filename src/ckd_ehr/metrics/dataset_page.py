@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.metrics.figures import prevalence_figure, visits_figure
 from ckd_ehr.metrics.results import (
     CategoryFacts,

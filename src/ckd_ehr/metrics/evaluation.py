@@ -19,6 +19,7 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json, read_table, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.machine import commit, machine_facts, package_versions
 from ckd_ehr.contracts.records import (
@@ -32,13 +33,7 @@ from ckd_ehr.contracts.records import (
     label_names,
     with_label_names,
 )
-from ckd_ehr.contracts.runs import (
-    StageContext,
-    read_json,
-    read_table,
-    write_json,
-    write_table,
-)
+from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.findings import refuse
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.baselines import (

@@ -31,8 +31,8 @@ _PRINTS = """
         SELECT subject_id, min(split || fold) AS place FROM pairs GROUP BY subject_id;
     CREATE TABLE bits AS
         SELECT item, log2((SELECT count(DISTINCT subject_id) FROM stays) / patients) AS bits
-        FROM (SELECT item, count(DISTINCT subject_id) AS patients
-            FROM items JOIN stays USING (visit_no) GROUP BY item);
+        FROM (SELECT item, count(*) AS patients FROM (
+            SELECT DISTINCT item, subject_id FROM items JOIN stays USING (visit_no)) GROUP BY item);
     CREATE TABLE prints AS
         SELECT visit_no, subject_id, place, {times},
             count(*) AS codes, bit_xor(hash(item)) AS print

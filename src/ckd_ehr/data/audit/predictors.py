@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import rankdata
 
-from ckd_ehr.contracts.records import Phenotype
+from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.data.audit.findings import CheckResult, result_of
 from ckd_ehr.data.audit.structure import STAGE
 from ckd_ehr.data.phenotypes import match_codes

@@ -45,10 +45,10 @@ class PatientCounts:
     label_names: tuple[str, ...]
 
 
-def prevalence_shift(cohort: Path, *, temporal_split: bool) -> CheckResult:
+def prevalence_shift(cohort: Path, *, shift_expected: bool) -> CheckResult:
     """Labels whose prevalence in a split is not that of the other patients."""
-    if temporal_split:
-        note = "the split is by time, so a shift is expected"
+    if shift_expected:
+        note = "the splits are by time or differ on purpose, so a shift is expected"
         return CheckResult(CHECK, STAGE, note=note, tested=False)
     return compare_splits(read_counts(cohort))
 
@@ -81,8 +81,8 @@ def compare_splits(
         rows=int(beyond.sum()),
         problem=f"prevalences of a label in a split differ from those of all patients beyond "
         f"chance ({_shown(beyond, split, positives, pairs, names)})",
-        remedy="the split is not by chance: divide with splits.method=random, or, if it is meant "
-        "to differ (by time), with splits.method=temporal",
+        remedy="the split is not by chance: divide with splits.method=random; if it is meant to "
+        "differ, by time with splits.method=temporal, in a file with splits.shift_expected=true",
         note=note,
     )
 

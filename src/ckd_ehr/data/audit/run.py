@@ -27,9 +27,10 @@ def audit_run(directory: RunDirectory) -> list[CheckResult]:
     results = cohort_checks(
         cohort,
         events,
-        temporal_split=config.splits.method == "temporal",
+        shift_expected=config.splits.may_shift,
         synthetic_times=has_synthetic_times(events),
         phenotypes=config.labels.selected,
+        memory_limit=config.engine.memory_limit,
     )
     results += _narratives(directory, cohort)
     for stage in fitted.STAGES:

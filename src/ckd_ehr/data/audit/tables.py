@@ -19,7 +19,7 @@ import duckdb
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.data.sources.tables import quoted
 
-MEMORY_LIMIT = "600MB"
+MEMORY_LIMIT = "1GB"
 MOST_THREADS = 4  # each needs a share of the memory
 ITEM_KEY = "hash(kind, system, code)"
 
@@ -47,15 +47,21 @@ _TABLES = f"""
 
 
 @contextmanager
-def open_cohort(cohort: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection on the cohort's tables; what does not fit in memory spills to a scratch folder.
+def open_cohort(
+    cohort: Path, *, memory_limit: str = MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection on the cohort's tables; what does not fit in memory spills beside them.
 
     Raises:
         CkdEhrError: a file is missing.
     """
-    with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
+    # Hidden, and gone at the end: a run's folder is where its user has room for its data.
+    with (
+        tempfile.TemporaryDirectory(prefix=".audit.", dir=cohort.parent) as spill,
+        duckdb.connect() as connection,
+    ):
         connection.execute(f"SET temp_directory = {quoted(spill)}")
-        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        connection.execute(f"SET memory_limit = {quoted(memory_limit)}")
         connection.execute(f"SET threads = {min(MOST_THREADS, os.cpu_count() or 1)}")
         connection.execute("SET preserve_insertion_order = false")
         connection.execute(f"CREATE VIEW visits AS {scan([cohort / 'visits.parquet'])}")

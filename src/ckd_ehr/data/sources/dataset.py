@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ckd_ehr import __version__
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.contracts.records import EVENTS
-from ckd_ehr.contracts.runs import read_json, write_json
 from ckd_ehr.data.sources.extraction import Extraction
 from ckd_ehr.data.sources.tables import count
 

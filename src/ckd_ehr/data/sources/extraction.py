@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import write_json
+from ckd_ehr.contracts.files import write_json
 
 ROWS = "rows.json"
 

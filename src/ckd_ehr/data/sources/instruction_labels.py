@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ckd_ehr.contracts.code_patterns import plain_name
-from ckd_ehr.contracts.records import PHENOTYPES_25
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 
 LabelStyle = Literal["ours", "paper"]
 

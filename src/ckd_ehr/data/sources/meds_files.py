@@ -22,7 +22,7 @@ from pyarrow import types
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import read_json
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.data.sources.tables import FULL_TEXT, check_renames, explain_unreadable, quoted
 
 EVENTS_TABLE = "data"

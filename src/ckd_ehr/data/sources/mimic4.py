@@ -11,15 +11,7 @@ from pathlib import Path
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import (
-    AGE,
-    DIAGNOSIS,
-    ICD9CM,
-    ICD9PROC,
-    ICD10CM,
-    ICD10PCS,
-    PROCEDURE,
-)
+from ckd_ehr.contracts.records import AGE, DIAGNOSIS, ICD9CM, ICD9PROC, ICD10CM, ICD10PCS, PROCEDURE
 from ckd_ehr.data.sources.dataset import open_events, write_dataset
 from ckd_ehr.data.sources.extraction import Extraction, TableStatus
 from ckd_ehr.data.sources.mimic_tables import (

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS, plain_code
+from ckd_ehr.contracts.code_patterns import plain_code
+from ckd_ehr.contracts.records import ICD9CM, ICD9PROC, ICD10CM, ICD10PCS
 from ckd_ehr.data.ccs import icd9_leaves, icd10_leaves
 
 Kind = Literal["diagnosis", "procedure"]

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.runs import sha256_of
+from ckd_ehr.contracts.files import sha256_of
 
 EXTENSIONS = (".csv", ".csv.gz", ".parquet")
 MEMORY_LIMIT = "1GB"

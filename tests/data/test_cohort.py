@@ -402,6 +402,8 @@ def test_rules_in_days_are_refused_where_there_are_no_dates(
     events = make_events(real_data / "uci-diabetes130", source="uci_diabetes")
     with pytest.raises(CkdEhrError, match="max_gap_days is set, but this source has no dates"):
         make_cohort(events, cohort={"max_gap_days": 30})
+    with pytest.raises(CkdEhrError, match="method=temporal is set, but this source has no dates"):
+        make_cohort(events, splits={"method": "temporal"})
 
 
 def test_every_row_of_the_sources_tables_is_accounted_for(tables: Tables, build: Stage) -> None:

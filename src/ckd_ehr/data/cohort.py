@@ -6,7 +6,7 @@ what each split holds), `coverage.json` (how the diagnosis codes were mapped), `
 the report says of the data). Ignores: text and models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import CohortConfig, RunConfig, SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_json, read_table, write_json
+from ckd_ehr.contracts.files import read_json, read_table, write_batches, write_json
 from ckd_ehr.contracts.records import PAIRS, VISITS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.cohort import cohort_findings
@@ -58,6 +58,7 @@ from ckd_ehr.data.visits import (
     gather_stays,
     mark_stays,
     roles_of,
+    with_codes,
 )
 
 Counts = dict[str, int]
@@ -65,11 +66,16 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class BuiltVisits:
-    """The `visits` table, how often each diagnosis occurs in it, and what was left out."""
+    """The visits with numbers for codes, how often each diagnosis occurs, what was left out."""
 
-    visits: ir.Table
+    numbered: ir.Table
+    roles: pa.Table
     diagnoses: pa.Table
     counts: Counts
+
+    def batches(self, engine: Engine) -> Iterator[pa.RecordBatch]:
+        """The rows of the `visits` table."""
+        return (with_codes(batch, self.roles) for batch in engine.batches(self.numbered))
 
 
 @dataclass(frozen=True)
@@ -90,15 +96,17 @@ def write_cohort(context: StageContext) -> None:
     with open_engine(config.engine, context.work) as engine:
         codes = pq.read_table(events / meds.code_metadata_filepath)
         built = build_visits(engine, engine.read(event_files(events)), codes, config.cohort)
-        engine.write(built.visits, folder / "visits.parquet", with_label_names(VISITS, names))
+        visits_file, visits_schema = folder / "visits.parquet", with_label_names(VISITS, names)
+        write_batches(built.batches(engine), visits_file, visits_schema)
         refuse_no_visits(folder / "visits.parquet", built.counts)
         matches = match_codes(_occurrences(built.diagnoses), phenotypes)
         visits = engine.read([folder / "visits.parquet"])
         listed = _listed_splits(config.splits, events)
-        rules = pair_rules(config.cohort, synthetic_times=has_synthetic_times(events))
+        rules = pair_rules(config, synthetic_times=has_synthetic_times(events))
         paired = build_pairs(engine, visits, matches, config, rules=rules, listed=listed)
         schema = with_label_names(PAIRS, names)
-        engine.write(paired.pairs.order_by(PAIR_ORDER), folder / "pairs.parquet", schema)
+        ordered = engine.batches(paired.pairs.order_by(PAIR_ORDER))
+        write_batches(ordered, folder / "pairs.parquet", schema)
         unsampled = engine.fetch(paired.unsampled.select("subject_id", "split", "fold", "labels"))
         assigned = engine.fetch(paired.assigned.order_by("subject_id"))
     pairs = read_table(folder / "pairs.parquet", PAIRS)
@@ -127,7 +135,8 @@ def build_visits(
             f"events: {shared} stays (column 'visit_id') stand under two patients (column "
             "'subject_id'); a stay belongs to one patient: correct the ids in the source's tables"
         )
-    roles = engine.upload(roles_of(codes))
+    described = roles_of(codes)
+    roles = engine.upload(described)
     stays = engine.keep(gather_stays(events, roles))
     people = engine.keep(gather_people(events, roles, stays))
     types = AdmissionTypes(cohort.admission_types, cohort.exclude_admission_types)
@@ -136,27 +145,30 @@ def build_visits(
     counts = _row(engine.fetch(count_stays(events, marked, people)))
     counts |= _row(engine.fetch(count_items(items)))
     return BuiltVisits(
-        visits=assemble_visits(marked, items),
-        diagnoses=engine.fetch(count_diagnoses(items)),
+        numbered=assemble_visits(marked, items),
+        roles=described,
+        diagnoses=engine.fetch(count_diagnoses(items, roles)),
         counts=counts,
     )
 
 
-def pair_rules(cohort: CohortConfig, *, synthetic_times: bool) -> PairRules:
+def pair_rules(config: RunConfig, *, synthetic_times: bool) -> PairRules:
     """The settings that decide on pairs.
 
     Raises:
-        CkdEhrError: a rule in days is set for a source whose times only give an order.
+        CkdEhrError: a setting in time is given for a source whose times only give an order.
     """
-    gaps = {
-        "min_gap_days": cohort.min_gap_days or None,
-        "max_gap_days": cohort.max_gap_days,
-        "label_window_days": cohort.label_window_days,
+    cohort = config.cohort
+    timed = {
+        "cohort.min_gap_days": cohort.min_gap_days > 0,
+        "cohort.max_gap_days": cohort.max_gap_days is not None,
+        "cohort.label_window_days": cohort.label_window_days is not None,
+        "splits.method=temporal": config.splits.method == "temporal",
     }
-    given = [name for name, days in gaps.items() if days is not None]
+    given = [name for name, is_given in timed.items() if is_given]
     if synthetic_times and given:
         raise CkdEhrError(
-            f"cohort.{given[0]} is set, but this source has no dates: its times only give the "
+            f"{given[0]} is set, but this source has no dates: its times only give the "
             "order of visits; leave it out"
         )
     return PairRules(
@@ -300,6 +312,7 @@ def _describe(
         labels_of_codes(matches),
         label_names=names,
         synthetic_times=rules.synthetic_times,
+        memory_limit=context.config.engine.memory_limit,
     )
     write_json(folder / "dataset.json", described)
     for line in coverage_lines(coverage):

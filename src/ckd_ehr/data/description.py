@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ckd_ehr.data.sources.tables import connect, quoted
+from ckd_ehr.data.sources.tables import MEMORY_LIMIT, connect, quoted
 from ckd_ehr.data.splits import SPLIT_NAMES
 
 FEWEST = 5
@@ -85,6 +85,7 @@ def describe_cohort(
     *,
     label_names: Sequence[str],
     synthetic_times: bool,
+    memory_limit: str = MEMORY_LIMIT,
 ) -> dict[str, object]:
     """The content of `dataset.json`.
 
@@ -93,11 +94,12 @@ def describe_cohort(
         labels_of_codes: system, code, label: the position in `label_names` that a code sets.
         label_names: of the K labels.
         synthetic_times: lengths of stay and gaps say nothing and are left null.
+        memory_limit: DuckDB's.
 
     Returns:
         `table_one` by column of `COLUMNS`, `visits_per_patient`, `phenotypes` by name.
     """
-    with connect(cohort) as connection:
+    with connect(cohort, memory_limit) as connection:
         for name in ("visits", "pairs"):
             file = quoted(str(cohort / f"{name}.parquet"))
             connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({file})")

@@ -1,7 +1,7 @@
 """Where the cohort's expressions are computed: DuckDB in this process, or Spark.
 
 In: `engine` settings and a scratch folder. Out: an `Engine`: Ibis tables from files, kept
-intermediate tables, results as Arrow or as one Parquet file. Ignores: what is computed. Results
+intermediate tables, results as Arrow tables or batches. Ignores: what is computed. Results
 never pass through pandas, whose nanoseconds end in the year 2262.
 """
 
@@ -25,7 +25,6 @@ from ibis.backends.duckdb import Backend as DuckDb
 
 from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import write_batches
 from ckd_ehr.data.sources.tables import quoted
 
 SPARK_REMEDY = "install Java 17 and `pip install 'ckd-ehr[spark]'`, or set engine.backend=duckdb"
@@ -61,8 +60,8 @@ class Engine(Protocol):
         """Compute once, to be used several times."""
         ...
 
-    def write(self, expression: ir.Table, path: Path, schema: pa.Schema) -> None:
-        """Compute into one Parquet file of exactly this schema, in the expression's order."""
+    def batches(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
+        """Compute batch by batch, in the expression's order."""
         ...
 
     def fetch(self, expression: ir.Table) -> pa.Table:
@@ -113,9 +112,9 @@ class DuckDbEngine:
         """Compute into a table that spills like any other."""
         return self.backend.create_table(ibis.util.gen_name("kept"), expression)
 
-    def write(self, expression: ir.Table, path: Path, schema: pa.Schema) -> None:
-        """Compute batch by batch into one Parquet file."""
-        write_batches(self._relation(expression).to_arrow_reader(BATCH_ROWS), path, schema)
+    def batches(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
+        """Compute batch by batch."""
+        yield from self._relation(expression).to_arrow_reader(BATCH_ROWS)
 
     def fetch(self, expression: ir.Table) -> pa.Table:
         """Compute into memory."""
@@ -149,11 +148,10 @@ class SparkEngine:
         """Compute into Parquet files."""
         return self.read([self._compute(expression)])
 
-    def write(self, expression: ir.Table, path: Path, schema: pa.Schema) -> None:
-        """Compute into one Parquet file; Spark numbers its part files in the rows' order."""
-        parts = sorted(self._compute(expression).glob("part-*.parquet"))
-        batches = (batch for part in parts for batch in pq.ParquetFile(part).iter_batches())
-        write_batches(batches, path, schema)
+    def batches(self, expression: ir.Table) -> Iterator[pa.RecordBatch]:
+        """Compute into part files, which Spark numbers in the rows' order, and read them."""
+        for part in sorted(self._compute(expression).glob("part-*.parquet")):
+            yield from pq.ParquetFile(part).iter_batches(BATCH_ROWS)
 
     def fetch(self, expression: ir.Table) -> pa.Table:
         """Compute into memory."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ckd_ehr.contracts.records import (
     ADMISSION,
@@ -40,7 +42,6 @@ BACKWARD = "visits_discharged_before_admission"
 POSTHUMOUS = "visits_admitted_after_death"
 OTHER_TYPE = "visits_of_other_admission_types"
 EXCLUSIONS = (UNTIMED, BACKWARD, POSTHUMOUS, OTHER_TYPE)
-CODE_LIST = "array<struct<system: string, code: string, title: string>>"
 LAST_PLACE = 1e300  # where a code without a position stands on the bill
 
 
@@ -59,22 +60,22 @@ def roles_of(codes: pa.Table) -> pa.Table:
         codes: `code` and `description`, as in a MEDS dataset's metadata.
 
     Returns:
-        code, title, role, detail (the system of what was coded), value (its code).
+        code, title, role, detail (the system of what was coded), value (its code), code_no (its
+        place in the order of detail and value, from 0; also the row's own).
 
     >>> codes = pa.table({"code": ["DIAGNOSIS//ICD9CM//4280"], "description": ["Heart failure"]})
     >>> roles_of(codes).to_pylist()[0]["value"]
     '4280'
     """
-    written: list[str] = codes["code"].to_pylist()
-    parts = [[*code.split("//", 2), "", ""][:3] for code in written]
+    written = zip(codes["code"].to_pylist(), codes["description"].to_pylist(), strict=True)
+    rows = [(code, title, *[*code.split("//", 2), "", ""][:3]) for code, title in written]
+    rows.sort(key=lambda row: (row[3], row[4], row[0]))
+    names = ("code", "title", "role", "detail", "value")
     columns = {
-        "code": written,
-        "title": codes["description"].to_pylist(),
-        "role": [role for role, _, _ in parts],
-        "detail": [detail or None for _, detail, _ in parts],
-        "value": [value or None for _, _, value in parts],
+        name: pa.array([row[place] or None for row in rows], pa.string())
+        for place, name in enumerate(names)
     }
-    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    return pa.table({**columns, "code_no": pa.array(range(len(rows)), pa.int32())})
 
 
 def day_of(time: ir.TimestampValue) -> ir.IntegerValue:
@@ -181,6 +182,8 @@ def _is_kept(admission_type: ir.StringValue, types: AdmissionTypes) -> ir.Boolea
 def count_stays(events: ir.Table, marked: ir.Table, people: ir.Table) -> ir.Table:
     """One row of counts: what was read, and what was left out under each reason."""
     kept = marked.reason.isnull()
+    # Never null: Spark counts no rows at all as null where the condition is null throughout.
+    reasons = {name: (marked.reason == name).fill_null(False) for name in EXCLUSIONS}
     of_visits = events.filter(events.visit_id.notnull())
     read = of_visits.agg(
         visits_read=of_visits.visit_id.nunique(),
@@ -190,7 +193,7 @@ def count_stays(events: ir.Table, marked: ir.Table, people: ir.Table) -> ir.Tabl
     stays = marked.agg(
         stays=marked.count(),
         visits_with_birth_after_admission=marked.count(where=kept & marked.born_later),
-        **{reason: marked.count(where=marked.reason == reason) for reason in EXCLUSIONS},
+        **{name: marked.count(where=is_so) for name, is_so in reasons.items()},
     )
     unread = people.agg(
         patients_with_sex_not_read=people.count(
@@ -204,16 +207,16 @@ def count_stays(events: ir.Table, marked: ir.Table, people: ir.Table) -> ir.Tabl
 
 
 def gather_items(events: ir.Table, roles: ir.Table, marked: ir.Table) -> ir.Table:
-    """The codes of the stays that are kept; `late` where none of their events was in time.
+    """The codes of the stays that are kept, by number; millions, so nothing else of them.
 
     `place` is the code's first position on the bill, `uses` the number of its events, `late_uses`
     of those after discharge.
     """
     kept = marked.filter(marked.reason.isnull()).select("visit_id", "discharge_time")
     coded = roles.filter(roles.role.isin(tuple(CODED)) & roles.value.notnull())
-    known = events.join(coded, "code").join(kept, "visit_id")
+    known = events.join(coded.select("code", "role", "code_no"), "code").join(kept, "visit_id")
     late = (known.time > known.discharge_time).fill_null(False)
-    return known.group_by("visit_id", "role", "detail", "value", "title").agg(
+    return known.group_by("visit_id", "role", "code_no").agg(
         place=known.numeric_value.min(where=~late),
         uses=known.count(),
         late_uses=known.count(where=late),
@@ -228,25 +231,26 @@ def count_items(items: ir.Table) -> ir.Table:
     )
 
 
-def count_diagnoses(items: ir.Table) -> ir.Table:
+def count_diagnoses(items: ir.Table, roles: ir.Table) -> ir.Table:
     """How often each distinct diagnosis occurs: system, code, occurrences."""
     found = items.filter((items.role == DIAGNOSIS) & (items.uses > items.late_uses))
-    counted = found.group_by(system=found.detail, code=found.value).agg(occurrences=found.count())
-    return counted.order_by("system", "code")
+    counted = found.group_by("code_no").agg(occurrences=found.count())
+    named = counted.join(roles, "code_no")
+    return named.select("occurrences", system=named.detail, code=named.value).order_by(
+        "system", "code"
+    )
 
 
 def assemble_visits(marked: ir.Table, items: ir.Table) -> ir.Table:
-    """The `visits` table: the stays that are kept with their codes, in order of admission."""
+    """The stays that are kept with the numbers of their codes, in order of admission.
+
+    The codes of a stay are in the order of the bill, then of system and code. `with_codes` makes
+    the `visits` table of it.
+    """
     used = items.filter(items.uses > items.late_uses)
     # Sorted by its first fields, none of them null: the same order on every backend.
-    entry = ibis.struct(
-        {
-            "place": used.place.cast("float64").coalesce(LAST_PLACE),
-            "system": used.detail,
-            "code": used.value,
-            "title": used.title,
-        }
-    )
+    place = used.place.cast("float64").coalesce(LAST_PLACE)
+    entry = ibis.struct({"place": place, "code_no": used.code_no})
     lists = used.group_by("visit_id").agg(
         **{column: entry.collect(where=used.role == role) for role, column in CODED.items()}
     )
@@ -262,12 +266,31 @@ def assemble_visits(marked: ir.Table, items: ir.Table) -> ir.Table:
         "ethnicity",
         "admission_type",
         "died",
-        **{column: _without_place(visits[column]) for column in CODED.values()},
+        **{column: _numbers(visits[column]) for column in CODED.values()},
     ).order_by("subject_id", "admit_time", "discharge_time", "visit_id")
 
 
-def _without_place(entries: ir.ArrayValue) -> ir.ArrayValue:
-    plain = entries.sort().map(
-        lambda entry: ibis.struct({name: entry[name] for name in ("system", "code", "title")})
-    )
-    return plain.coalesce(ibis.literal([], type=CODE_LIST))
+def _numbers(entries: ir.ArrayValue) -> ir.ArrayValue:
+    numbers = entries.sort().map(lambda entry: entry["code_no"])
+    return numbers.coalesce(ibis.literal([], type="array<int32>"))
+
+
+def with_codes(batch: pa.RecordBatch, roles: pa.Table) -> pa.RecordBatch:
+    """Rows of `assemble_visits` as rows of the `visits` table: numbers become codes.
+
+    Args:
+        roles: as `roles_of` gives them.
+    """
+    for column in CODED.values():
+        place = batch.schema.get_field_index(column)
+        batch = batch.set_column(place, column, _codes_of(batch.column(place), roles))
+    return batch
+
+
+def _codes_of(numbers: pa.ListArray, roles: pa.Table) -> pa.ListArray:
+    chosen = roles.select(["detail", "value", "title"]).take(numbers.flatten()).combine_chunks()
+    columns = [column.combine_chunks() for column in chosen.columns]
+    ends = np.cumsum(pc.list_value_length(numbers).to_numpy(zero_copy_only=False), dtype=np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), ends])
+    names = ["system", "code", "title"]
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, names))

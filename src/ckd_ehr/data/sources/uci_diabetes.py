@@ -152,7 +152,7 @@ def _find(settings: DataConfig) -> Path:
     found = [table] if table else zips
     if len(found) != 1:
         raise CkdEhrError(
-            f"{root}: found {len(found)} of {TABLE}.csv, {TABLE}.csv.gz or *.zip, need one; "
+            f"{root}: found {len(found)} of {TABLE}.csv, .csv.gz, .parquet or *.zip, need one; "
             "name the file itself as data.root=PATH"
         )
     return found[0]

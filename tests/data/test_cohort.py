@@ -367,7 +367,7 @@ def test_a_source_without_splits_cannot_give_them(tables: Tables, build: Stage) 
 
 
 def test_a_temporal_split_learns_only_from_what_was_known_before(
-    tables: Tables, build: Stage
+    tables: Tables, build: Stage, said: list[str]
 ) -> None:
     for row in tables["ADMISSIONS"]:
         # Patient n comes n days later than the first; the second stay follows after 59 days.
@@ -385,6 +385,7 @@ def test_a_temporal_split_learns_only_from_what_was_known_before(
     cohort = build(tables, splits={"method": "temporal"})
     visits = visits_of(cohort)
     pairs = read_table(cohort / "pairs.parquet", PAIRS).to_pylist()
+    assert any("no validation forward in time" in line for line in said)
     began = min(visits[p["history"][0]]["admit_time"] for p in pairs if p["split"] == "held_out")
     learned = [pair for pair in pairs if pair["split"] != "held_out"]
     assert {pair["subject_id"] for pair in pairs if pair["split"] == "held_out"} == set(

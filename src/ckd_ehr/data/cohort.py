@@ -42,7 +42,7 @@ from ckd_ehr.data.pairs import (
     window_visits,
 )
 from ckd_ehr.data.phenotypes import CodeMatch, coverage_lines, coverage_report, match_codes
-from ckd_ehr.data.sources.dataset import event_files, has_synthetic_times
+from ckd_ehr.data.sources.dataset import event_files, has_shifted_times, has_synthetic_times
 from ckd_ehr.data.sources.extraction import ROWS
 from ckd_ehr.data.splits import assign_splits, read_splits
 from ckd_ehr.data.usable import refuse_no_visits, refuse_unusable, refuse_without_positives
@@ -62,6 +62,10 @@ from ckd_ehr.data.visits import (
 )
 
 Counts = dict[str, int]
+SHIFTED = (
+    "splits.method=temporal on records whose dates were moved patient by patient: the order of two "
+    "patients means nothing, and this is no validation forward in time"
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def write_cohort(context: StageContext) -> None:
         matches = match_codes(_occurrences(built.diagnoses), phenotypes)
         visits = engine.read([folder / "visits.parquet"])
         listed = _listed_splits(config.splits, events)
+        if config.splits.method == "temporal" and has_shifted_times(events):
+            context.say(f"warning: {SHIFTED}")
         rules = pair_rules(config, synthetic_times=has_synthetic_times(events))
         paired = build_pairs(engine, visits, matches, config, rules=rules, listed=listed)
         schema = with_label_names(PAIRS, names)

@@ -23,6 +23,8 @@ SHARD_EVENTS = 1_000_000
 MEDS_VERSION = "0.4"
 # An extra key of dataset.json, where MEDS allows any: true if times only give the order of visits.
 SYNTHETIC_TIMES = "synthetic_times"
+# Another: true if each patient's times were moved by a distance of their own.
+SHIFTED_TIMES = "shifted_times"
 
 
 def open_events(connection: duckdb.DuckDBPyConnection) -> None:
@@ -40,6 +42,7 @@ def write_dataset(
     *,
     name: str,
     synthetic_times: bool = False,
+    shifted_times: bool = False,
 ) -> None:
     """Write `events` and `titles` as a MEDS dataset, and `rows.json` beside it.
 
@@ -47,6 +50,8 @@ def write_dataset(
         name: the dataset's name in its metadata.
         synthetic_times: whether times are made up to give the order of visits, so that no
             distance between them means anything.
+        shifted_times: whether each patient's times were moved by a distance of their own, so that
+            the order of two patients means nothing.
     """
     if not count(connection, "SELECT count(*) FROM events"):
         raise CkdEhrError(f"{name}: the source's tables hold no usable row; check data.root")
@@ -69,6 +74,7 @@ def write_dataset(
         "meds_version": MEDS_VERSION,
         "raw_source_id_columns": ["visit_id"],
         SYNTHETIC_TIMES: synthetic_times,
+        SHIFTED_TIMES: shifted_times,
     }
     meds.DatasetMetadataSchema.validate(facts)
     write_json(folder / meds.dataset_metadata_filepath, facts)
@@ -77,6 +83,11 @@ def write_dataset(
 def has_synthetic_times(folder: Path) -> bool:
     """Whether a dataset says that its times only give the order of visits."""
     return read_json(folder / meds.dataset_metadata_filepath).get(SYNTHETIC_TIMES) is True
+
+
+def has_shifted_times(folder: Path) -> bool:
+    """Whether a dataset says that each patient's times were moved by a distance of their own."""
+    return read_json(folder / meds.dataset_metadata_filepath).get(SHIFTED_TIMES) is True
 
 
 def event_files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ADMISSION, AGE, BIRTH, DEATH, DISCHARGE, ETHNICITY, SEX
-from ckd_ehr.data.sources.dataset import SYNTHETIC_TIMES, open_events, write_dataset
+from ckd_ehr.data.sources.dataset import SHIFTED_TIMES, SYNTHETIC_TIMES, open_events, write_dataset
 from ckd_ehr.data.sources.extraction import Extraction, TableStatus
 from ckd_ehr.data.sources.meds_files import (
     EVENTS_TABLE,
@@ -108,6 +108,7 @@ def extract(extraction: Extraction) -> None:
             extraction,
             name=str(facts.get("dataset_name") or "MEDS"),
             synthetic_times=facts.get(SYNTHETIC_TIMES) is True,
+            shifted_times=facts.get(SHIFTED_TIMES) is True,
         )
     if splits is not None:
         pq.write_table(splits, extraction.folder / meds.subject_splits_filepath)

@@ -71,10 +71,12 @@ def digests(settings: DataConfig) -> dict[str, str]:
 
 def extract(extraction: Extraction) -> None:
     """Write the tables under `data.root` as a MEDS dataset."""
-    extract_tables(extraction, _root(extraction.settings), name="MIMIC-III")
+    extract_tables(extraction, _root(extraction.settings), name="MIMIC-III", shifted_times=True)
 
 
-def extract_tables(extraction: Extraction, root: Path, *, name: str) -> None:
+def extract_tables(
+    extraction: Extraction, root: Path, *, name: str, shifted_times: bool = False
+) -> None:
     """Write tables of MIMIC-III's layout as a MEDS dataset called `name`."""
     with connect(extraction.folder, extraction.memory_limit) as connection:
         open_events(connection)
@@ -89,7 +91,7 @@ def extract_tables(extraction: Extraction, root: Path, *, name: str) -> None:
             if source.load(dictionary):
                 add_titles(source, dictionary, **code)
         add_drugs(source, "PRESCRIPTIONS", time="startdate")
-        write_dataset(connection, extraction, name=name)
+        write_dataset(connection, extraction, name=name, shifted_times=shifted_times)
 
 
 def _root(settings: DataConfig) -> Path:

@@ -129,7 +129,7 @@ def extract(extraction: Extraction) -> None:
                 _keep_known_versions(source, dictionary)
                 add_titles(source, dictionary, **code)
         add_drugs(source, "prescriptions", time="starttime")
-        write_dataset(connection, extraction, name="MIMIC-IV")
+        write_dataset(connection, extraction, name="MIMIC-IV", shifted_times=True)
 
 
 def _root(settings: DataConfig) -> Path:

@@ -46,6 +46,11 @@ def test_a_generated_file_is_in_sync(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == wanted, f"{name} is stale: make docs"
 
 
+def test_the_results_page_is_in_sync_with_the_benchmarks_files() -> None:
+    wanted = GENERATOR.results_page(ROOT / "benchmarks" / "results")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == wanted, "make results"
+
+
 def settings(model: type[Section], name: str = "") -> Iterator[tuple[str, str | None]]:
     for key, field in model.model_fields.items():
         kind = field.annotation

@@ -14,7 +14,8 @@ import yaml
 
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import RunConfig, build_config
-from ckd_ehr.contracts.runs import MANIFEST, fingerprint_of, read_manifest
+from ckd_ehr.contracts.manifests import MANIFEST, read_manifest
+from ckd_ehr.contracts.runs import fingerprint_of
 from ckd_ehr.pipeline import STAGES, run_directory
 from tiny import tiny_bert, tiny_qwen2
 

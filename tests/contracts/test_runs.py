@@ -13,16 +13,8 @@ import pytest
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import write_table
-from ckd_ehr.contracts.runs import (
-    MANIFEST,
-    RunDirectory,
-    Stage,
-    StageContext,
-    fingerprint_of,
-    manifest_digest,
-    publish,
-    read_manifest,
-)
+from ckd_ehr.contracts.manifests import MANIFEST, manifest_digest, read_manifest
+from ckd_ehr.contracts.runs import RunDirectory, Stage, StageContext, fingerprint_of, publish
 
 SCHEMA = pa.schema([pa.field("pair_id", pa.string(), nullable=False)])
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from time import monotonic
 
 import filelock
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -29,38 +28,16 @@ from ckd_ehr.contracts.machine import (
     package_versions,
     peak_memory_bytes,
 )
-
-MANIFEST = "manifest.json"
-FINGERPRINT = ".fingerprint"
-WORK = "work"
-
-
-class FileRecord(BaseModel):
-    """What a file was when its stage finished; rows only for Parquet."""
-
-    model_config = ConfigDict(frozen=True)
-
-    sha256: str
-    bytes: int
-    rows: int | None = None
-
-
-class StageManifest(BaseModel):
-    """What a finished stage says of itself."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    version: int
-    fingerprint: str
-    inputs: dict[str, str]
-    outputs: dict[str, FileRecord]
-    packages: dict[str, str]
-    seed: int
-    device: str
-    seconds: float
-    peak_memory_bytes: int
-    finished: str
+from ckd_ehr.contracts.manifests import (
+    FINGERPRINT,
+    MANIFEST,
+    WORK,
+    StageManifest,
+    describe_outputs,
+    is_current,
+    manifest_digest,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -293,7 +270,7 @@ class RunDirectory:
             version=stage.version,
             fingerprint=fingerprint,
             inputs=digests,
-            outputs=_describe_outputs(partial),
+            outputs=describe_outputs(partial),
             packages=package_versions(),
             seed=config.seed,
             device=config.device,
@@ -313,27 +290,6 @@ def fingerprint_of(stage: Stage, config: RunConfig, inputs: Mapping[str, str]) -
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> StageManifest | None:
-    """The stage's manifest, or None where it is absent or unreadable."""
-    try:
-        return StageManifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-def is_current(folder: Path, fingerprint: str) -> bool:
-    """Whether the published outputs belong to this fingerprint and are intact."""
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.fingerprint != fingerprint:
-        return False
-    return all(
-        (folder / name).is_file()
-        and (folder / name).stat().st_size == record.bytes
-        and sha256_of(folder / name) == record.sha256
-        for name, record in manifest.outputs.items()
-    )
-
-
 def _dig(settings: Mapping[str, object], dotted: str) -> object:
     node: object = settings
     for part in dotted.split("."):
@@ -345,21 +301,6 @@ def _dig(settings: Mapping[str, object], dotted: str) -> object:
 def _split_read(read: str) -> tuple[str, str | None]:
     name, _, file = read.partition("/")
     return name, file or None
-
-
-def manifest_digest(folder: Path, *, only: str | None = None) -> str:
-    """One hash over a stage's outputs (or one of them): what later stages depend on."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise CkdEhrError(f"{folder}: this stage has not finished; run the whole pipeline")
-    outputs = {
-        name: record.sha256
-        for name, record in manifest.outputs.items()
-        if only is None or name == only
-    }
-    if only and not outputs:
-        raise CkdEhrError(f"{folder}: holds no {only}; delete the folder and run again")
-    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
 def _partial_of(target: Path) -> Path:
@@ -407,15 +348,3 @@ def _finish_interrupted_publish(target: Path) -> None:
             candidate.rename(target)
     if target.exists():
         shutil.rmtree(target.with_name(target.name + ".stale"), ignore_errors=True)
-
-
-def _describe_outputs(folder: Path) -> dict[str, FileRecord]:
-    records = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in (WORK, FINGERPRINT):
-            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-            records[str(name)] = FileRecord(
-                sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows
-            )
-    return records

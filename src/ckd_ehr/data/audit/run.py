@@ -7,7 +7,8 @@ for those that have to wait for a stage. Ignores: what the checks look at.
 from pathlib import Path
 
 from ckd_ehr.contracts.fitted import FITTED
-from ckd_ehr.contracts.runs import RunDirectory, read_manifest
+from ckd_ehr.contracts.manifests import read_manifest
+from ckd_ehr.contracts.runs import RunDirectory
 from ckd_ehr.data.audit import fitted, narratives
 from ckd_ehr.data.audit.cohort import cohort_checks
 from ckd_ehr.data.audit.findings import CheckResult

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from ckd_ehr.cli import commands
 from ckd_ehr.contracts.config import RunConfig, Section
 from ckd_ehr.contracts.inputs import PatientInput
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.pipeline import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -110,9 +111,9 @@ def config_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `src/ckd_ehr/contracts/config.py`. A config is a YAML file with these",
-        "keys; any can be overridden: `ckd-ehr run CONFIG student.epochs=2`. Unknown keys are",
-        "refused. The whole is checked before any work.",
+        "Generated from `config.py` and `config_data.py` in `src/ckd_ehr/contracts/`. A config is",
+        "a YAML file with these keys; any can be overridden: `ckd-ehr run CONFIG seed=2`. Unknown",
+        "keys are refused. The whole is checked before any work.",
         "",
     ]
     for name, section in _sections(RunConfig, ""):
@@ -179,8 +180,10 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
+    if default == PHENOTYPES_25:
+        return "the 25 in `contracts/phenotype.py`"
     if isinstance(default, tuple):
-        return f"{len(default)} in `contracts/records.py`"
+        return f"`{json.dumps(list(default))}`"
     is_word = default is None or isinstance(default, bool)
     shown = json.dumps(default) if is_word else str(default)
     return f"`{shown}`" if len(shown) <= LONG_DEFAULT else "see the source"

@@ -106,7 +106,7 @@ def run(
       ckd-ehr run configs/mimic3.yaml data.root=PATH
       ckd-ehr run configs/uci-diabetes.yaml data.root=PATH cohort.sample.train=1000
       ckd-ehr run configs/mimic3.yaml data.root=PATH --until cohort
-      ckd-ehr run configs/mimic3.yaml --from knowledge
+      ckd-ehr run configs/mimic3.yaml data.root=PATH --from knowledge
     """
     settings = load_config(config, overrides)
     directory = _execute(settings, out or Path("runs") / settings.name, first=first, until=until)
@@ -194,8 +194,8 @@ def export_instructions(run: Path, out: Path, label_names: LabelStyle, subject_k
 
     \b
     Example:
-      ckd-ehr export-instructions runs/demo --out pairs
-      ckd-ehr run configs/instructions.yaml data.root=pairs
+      ckd-ehr export-instructions runs/demo --out pairs --subject-key
+      ckd-ehr run configs/instructions.yaml data.root=pairs splits.method=source
     """
     from ckd_ehr.contracts.folders import work_tree_of
     from ckd_ehr.knowledge.instructions import export_instructions as export

@@ -86,9 +86,11 @@ def _code_table_versions(_: RunConfig) -> Mapping[str, str]:
 
 
 def _cohort_digests(config: RunConfig) -> Mapping[str, str]:
-    """The code tables, and the file of splits if there is one."""
+    """The code tables, and the file of splits if there is one; an engine that is not there."""
+    from ckd_ehr.data.engine import refuse_absent
     from ckd_ehr.data.splits import splits_digest
 
+    refuse_absent(config.engine)
     return {**_code_table_versions(config), **splits_digest(config.splits)}
 
 

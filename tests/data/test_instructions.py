@@ -14,7 +14,6 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.contracts.records import label_names
 from ckd_ehr.data.sources import instructions
-from ckd_ehr.data.sources.extraction import missing_tables
 from ckd_ehr.data.sources.instruction_stays import lay_out
 from ckd_ehr.data.sources.instructions import (
     IN_TWO_SPLITS,
@@ -252,7 +251,7 @@ def test_renamed_keys_are_mapped_and_unknown_ones_refused(read: Stage) -> None:
 def test_no_file_of_pairs_is_refused(tmp_path: Path, make_events: Stage, root: str | None) -> None:
     settings = {"source": "instructions", "root": root and str(tmp_path / root)}
     config = build_config({"name": "t", "data": settings})
-    assert [table.found for table in missing_tables(instructions.tables(config.data))] == [None]
+    assert [table.found for table in instructions.tables(config.data)] == [None]
     with pytest.raises(CkdEhrError, match=r"data\.root"):
         make_events(root and tmp_path / root, source="instructions")
 

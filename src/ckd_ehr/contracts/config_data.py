@@ -4,6 +4,7 @@ Declared apart from config.py, which reads the YAML file and holds the sections 
 Ignores: how a setting is carried out.
 """
 
+import re
 import urllib.parse
 import zoneinfo
 from pathlib import Path
@@ -178,17 +179,23 @@ class EngineConfig(Section):
     """What computes events and cohort. The results are the same, whatever is set here."""
 
     backend: Literal["duckdb", "spark"] = Field(
-        "duckdb", description="DuckDB in this process, or Spark (extra `spark`, Java 17)."
+        "duckdb", description="DuckDB in this process, or Spark (extra `spark`, Java 17 or 21)."
     )
     memory_limit: str = Field(
         "1GB",
-        pattern=r"^[1-9][0-9]*(\.[0-9]+)? ?[KMGT]i?B$",
         description="DuckDB's memory; beyond it, it spills into the run's folder.",
     )
     spark: dict[str, str] = Field(
         default_factory=dict,
         description="Spark properties, in the YAML file: spark.master: yarn.",
     )
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _is_a_size(cls, size: str) -> str:
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?[KMGT]i?B", size, flags=re.IGNORECASE):
+            raise ValueError("write it as 512MB or 4GB")
+        return size
 
 
 class SplitsConfig(Section):

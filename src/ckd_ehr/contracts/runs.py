@@ -39,6 +39,8 @@ from ckd_ehr.contracts.manifests import (
     read_manifest,
 )
 
+LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -175,7 +177,7 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; another run of the same folder is refused."""
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.root / ".lock", timeout=0)
+        lock = filelock.FileLock(self.root / LOCK, timeout=0)
         try:
             with lock:
                 yield
@@ -183,6 +185,10 @@ class RunDirectory:
             raise CkdEhrError(
                 f"{self.root}: another process is running here; wait for it or give --out"
             ) from None
+        except BaseException:
+            if [entry.name for entry in self.root.iterdir()] in ([], [LOCK]):  # nothing begun
+                shutil.rmtree(self.root, ignore_errors=True)
+            raise
 
     def execute(
         self,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import CohortConfig, RunConfig, SplitsConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_json, read_table, write_batches, write_json
+from ckd_ehr.contracts.files import read_json, read_table, write_batches, write_json, write_table
 from ckd_ehr.contracts.records import PAIRS, VISITS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.cohort import cohort_findings
@@ -281,7 +281,8 @@ def _listed_splits(splits: SplitsConfig, events: Path) -> pa.Table | None:
 
 def _write_splits(assigned: pa.Table, path: Path) -> None:
     known = assigned.filter(pc.is_valid(assigned["split"])).select(["subject_id", "split"])
-    pq.write_table(meds.SubjectSplitSchema.align(known), path, compression="zstd")
+    aligned = meds.SubjectSplitSchema.align(known)
+    write_table(aligned.combine_chunks(), path, aligned.schema)
 
 
 def _audit(context: StageContext, events: Path, rules: PairRules) -> None:

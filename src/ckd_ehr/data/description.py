@@ -1,8 +1,9 @@
 """What a cohort holds, in counts: Table 1 by split, visits per patient, each label's frequency.
 
 In: the cohort's `visits.parquet` and `pairs.parquet`, and which codes set which label. Out: a
-JSON-ready description of aggregates. Ignores: dates, codes, text. Nothing tells of one patient: a
-summary of fewer than five is null, and a category that small in any column is pooled with others.
+JSON-ready description of aggregates. Ignores: dates, codes, text. A summary or a split of fewer
+than five patients is null, and a category that small in any column is pooled with others. That
+does not keep anybody from subtracting one count from another.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -250,13 +251,21 @@ def _phenotypes(
             count(*) FILTER (is_next AND NOT is_before)
         FROM flags GROUP BY label, split""").fetchall():
         by_label.setdefault(label, {})[split] = tuple(counts)
+    patients = dict(
+        connection.execute(
+            "SELECT split, count(DISTINCT subject_id) FROM pairs WHERE labels IS NOT NULL "
+            "GROUP BY split"
+        ).fetchall()
+    )
+    shown = {split for split in SPLIT_NAMES if patients.get(split, 0) >= FEWEST}
     return {
-        name: _phenotype(by_label.get(label, {}), pairs) for label, name in enumerate(label_names)
+        name: _phenotype(by_label.get(label, {}), pairs, shown)
+        for label, name in enumerate(label_names)
     }
 
 
 def _phenotype(
-    counts: Mapping[str, tuple[int, ...]], pairs: Mapping[str, int]
+    counts: Mapping[str, tuple[int, ...]], pairs: Mapping[str, int], shown: Collection[str]
 ) -> dict[str, object]:
     """One label's rates.
 
@@ -264,6 +273,7 @@ def _phenotype(
         counts: by split the pairs that have it now (at the last visit of the history), next, both
             now and next, at any visit of the history, and next for the first time.
         pairs: the labelled pairs of each split.
+        shown: the splits that are not too small to be shown.
     """
     none = (0, 0, 0, 0, 0)
     now, later, both, before, new = map(sum, zip(none, *counts.values(), strict=True))
@@ -274,6 +284,7 @@ def _phenotype(
         "new_onset": _rate(new, total - before),
         "persistence": _rate(both, now),
         "next_by_split": {
-            split: _rate(counts.get(split, none)[1], pairs[split]) for split in SPLIT_NAMES
+            split: _rate(counts.get(split, none)[1], pairs[split]) if split in shown else None
+            for split in SPLIT_NAMES
         },
     }

@@ -5,6 +5,7 @@ intermediate tables, results as Arrow tables or batches. Ignores: what is comput
 never pass through pandas, whose nanoseconds end in the year 2262.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -27,7 +28,9 @@ from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.data.sources.tables import quoted
 
-SPARK_REMEDY = "install Java 17 and `pip install 'ckd-ehr[spark]'`, or set engine.backend=duckdb"
+SPARK_REMEDY = (
+    "install Java 17 or 21 and `pip install 'ckd-ehr[spark]'`, or set engine.backend=duckdb"
+)
 BATCH_ROWS = 8_192
 # UTC, so that times without a zone stay as they are; microseconds, as MEDS has them.
 SPARK_PROPERTIES = {
@@ -80,6 +83,7 @@ def open_engine(settings: EngineConfig, scratch: Path) -> Iterator[Engine]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
+        refuse_absent(settings)
         if settings.backend == "spark":
             with _spark_session(settings.spark, folder) as session:
                 yield SparkEngine(ibis.pyspark.connect(session), folder)
@@ -182,16 +186,20 @@ def _open_duckdb(memory_limit: str, folder: Path) -> DuckDb:
     return backend
 
 
-@contextmanager
-def _spark_session(properties: Mapping[str, str], folder: Path) -> "Iterator[object]":
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise CkdEhrError(
-            f"engine.backend=spark: pyspark is not installed; {SPARK_REMEDY}"
-        ) from None
+def refuse_absent(settings: EngineConfig) -> None:
+    """An error for an engine that is not installed here; looks, and starts nothing."""
+    if settings.backend != "spark":
+        return
+    if importlib.util.find_spec("pyspark") is None:
+        raise CkdEhrError(f"engine.backend=spark: pyspark is not installed; {SPARK_REMEDY}")
     if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
         raise CkdEhrError(f"engine.backend=spark: no Java was found; {SPARK_REMEDY}")
+
+
+@contextmanager
+def _spark_session(properties: Mapping[str, str], folder: Path) -> "Iterator[object]":
+    from pyspark.sql import SparkSession
+
     builder = SparkSession.builder
     given = {"spark.local.dir": str(folder.absolute()), **SPARK_PROPERTIES, **properties}
     for key, value in given.items():

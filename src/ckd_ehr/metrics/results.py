@@ -146,7 +146,7 @@ class PhenotypeFacts(Record):
     next: Rate
     new_onset: Rate
     persistence: Rate
-    next_by_split: dict[str, Rate]
+    next_by_split: dict[str, Rate | None]
 
 
 class Tally(Record):

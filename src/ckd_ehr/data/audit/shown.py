@@ -18,9 +18,8 @@ _STYLES: dict[Status, str] = {"passed": "green", "finding": "bold red", "not tes
 def show_results(results: Sequence[CheckResult]) -> RenderableType:
     """Every check with its result, then each finding with its count and its remedy."""
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "check", "result"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("note")
+    for name in ("stage", "check", "result", "note"):
+        table.add_column(name, overflow="fold")
     for result in results:
         shown = Text(result.status, style=_STYLES[result.status])
         table.add_row(result.stage, result.check, shown, Text(result.note, style="dim"))

@@ -4,7 +4,7 @@ In: settings and a folder. Out: `Extraction`, passed through a source; `TableSta
 any work; the `Ledger`, written as `rows.json` beside the events. Ignores: what the tables mean.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,11 +105,6 @@ def status_lines(statuses: Sequence[TableStatus]) -> list[str]:
     rows += [(status.name, _found(status), _purpose(status)) for status in statuses]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}" for a, b, c in rows]
-
-
-def missing_tables(statuses: Iterable[TableStatus]) -> list[TableStatus]:
-    """The required tables that are absent or lack a column."""
-    return [s for s in statuses if s.required and (s.found is None or s.lacking)]
 
 
 def _found(status: TableStatus) -> str:

@@ -63,6 +63,15 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def file_literal(path: Path) -> str:
+    """A file's path in SQL; DuckDB would take `*`, `?` and `[` in it for patterns.
+
+    >>> file_literal(Path("runs/a[1]/x.csv"))
+    "'runs/a[[]1]/x.csv'"
+    """
+    return quoted(re.sub(r"([*?\[])", r"[\1]", str(path)))
+
+
 def find_table(root: Path, name: str) -> Path | None:
     """The file of a table (`EXTENSIONS`), upper or lower case; None where absent."""
     if root.is_file():

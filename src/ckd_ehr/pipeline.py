@@ -88,9 +88,11 @@ def _code_table_versions(_: RunConfig) -> Mapping[str, str]:
 def _cohort_digests(config: RunConfig) -> Mapping[str, str]:
     """The code tables, and the file of splits if there is one; an engine that is not there."""
     from ckd_ehr.data.engine import refuse_absent
+    from ckd_ehr.data.phenotypes import refuse_unknown_categories
     from ckd_ehr.data.splits import splits_digest
 
     refuse_absent(config.engine)
+    refuse_unknown_categories(config.labels.selected)
     return {**_code_table_versions(config), **splits_digest(config.splits)}
 
 
@@ -139,7 +141,7 @@ STAGES: tuple[Stage, ...] = (
         summary="histories → narratives with concept spans",
         function=_knowledge,
         sections=("knowledge",),
-        reads=("cohort",),
+        reads=("cohort/pairs.parquet", "cohort/visits.parquet"),
         writes=("teacher.parquet", "student.parquet"),
         externals=_knowledge_digests,
     ),
@@ -186,7 +188,8 @@ STAGES: tuple[Stage, ...] = (
         name="evaluation",
         summary="scores, baselines, latency, report.html",
         function=_evaluation,
-        sections=tuple(RunConfig.model_fields),  # metrics.json holds the whole config
+        # metrics.json holds the whole config; what computes the cohort changes nothing in it.
+        sections=tuple(name for name in RunConfig.model_fields if name != "engine"),
         reads=("cohort", "knowledge", "teacher", "signals", "student"),
         writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
         version=2,

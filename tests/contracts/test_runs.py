@@ -280,11 +280,19 @@ def test_until_stops_after_that_stage(pipeline: Pipeline) -> None:
 
 def test_from_takes_what_comes_before_as_it_stands(finished: Pipeline) -> None:
     finished.source = "moved away"
-    other = {"student": {"epochs": 2}, "teacher": {"epochs": 9}}
-    assert finished.run(first="student", **other) == ["student", "score"]
-    assert "note: stage 'teacher' is taken as it stands, made with other settings" in finished.said
-    assert finished.run(first="student", until="student", **other) == []
+    places = {"data": {"root": "nowhere"}}
+    assert finished.run(first="student", student={"epochs": 2}, **places) == ["student", "score"]
+    assert finished.directory.config().data.root is None
+    assert finished.run(first="student", until="student", student={"epochs": 2}) == []
     assert not any("score" in line for line in finished.said)
+    assert finished.directory.out_of_date("score") is None
+
+
+def test_from_refuses_earlier_stages_of_other_settings(finished: Pipeline) -> None:
+    before = contents(finished.directory.root)
+    with pytest.raises(CkdEhrError, match="stage 'teacher' was made with other settings"):
+        finished.run(first="student", teacher={"epochs": 9})
+    assert contents(finished.directory.root) == before
 
 
 def test_from_needs_what_comes_before(pipeline: Pipeline) -> None:

@@ -77,13 +77,18 @@ COHORT_LEAKS: list[tuple[str, str, Change]] = [
         lambda v, p: v[4].update(subject_id=3),
     ),
     (
-        "unlabelled pairs in train",
-        "unlabelled pairs stand outside train or follow a death",
+        "no prediction after death",
+        "histories end with the patient's death",
         lambda v, p: v[2].update(died=True),
     ),
     (
+        "no prediction after death",
+        "histories end with the patient's death",
+        lambda v, p: v[3].update(died=True),
+    ),
+    (
         "unlabelled pairs in train",
-        "unlabelled pairs stand outside train or follow a death",
+        "unlabelled pairs stand outside train",
         lambda v, p: p[3].update(next_visit_id=None, labels=None),
     ),
 ]

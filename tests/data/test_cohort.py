@@ -337,6 +337,61 @@ def test_stays_of_other_admission_types_are_left_out_and_counted(
     assert counts_of(kept)["visits_of_other_admission_types"] == 5
 
 
+def test_admission_types_match_in_any_case_of_any_letters(tables: Tables, build: Stage) -> None:
+    for row in tables["ADMISSIONS"][:3]:
+        row["ADMISSION_TYPE"] = "Maßnahme"
+    left_out = build(tables, cohort={"exclude_admission_types": ["MASSNAHME"]})
+    assert counts_of(left_out)["visits_of_other_admission_types"] == 3
+
+
+def test_nothing_is_admitted_after_a_death_in_hospital_recorded_as_a_date(
+    tables: Tables, build: Stage
+) -> None:
+    # Died on 5 January at noon by the stay; the register knows the day alone.
+    tables["PATIENTS"][0] |= {"DOD": "2050-01-05 00:00:00"}
+    tables["ADMISSIONS"][0] |= {"HOSPITAL_EXPIRE_FLAG": "1"}
+    tables["ADMISSIONS"][1] |= {
+        "ADMITTIME": "2050-01-05 13:00:00", "DISCHTIME": "2050-01-05 20:00:00",
+    }  # fmt: skip
+    tables["PRESCRIPTIONS"][1] |= {"STARTDATE": ""}
+    cohort = build(tables)
+    assert counts_of(cohort)["visits_admitted_after_death"] == 1
+    assert visits_of(cohort)["9011"]["died"] is True
+
+
+def test_next_visits_that_do_not_count_are_counted_by_why(tables: Tables, build: Stage) -> None:
+    for row in tables["ADMISSIONS"][1:11:2]:  # patients 1 to 5 come back a year later
+        row["ADMITTIME"] = row["ADMITTIME"].replace("2050", "2051")
+        row["DISCHTIME"] = row["DISCHTIME"].replace("2050", "2051")
+    whole = {"next_visits_beyond_max_gap": 0, "next_visits_outside_label_window": 0}
+    far = counts_of(build(tables, cohort={"max_gap_days": 100}))
+    assert {name: far[name] for name in whole} == whole | {"next_visits_beyond_max_gap": 5}
+    late = counts_of(build(tables, cohort={"label_window_days": 100}))
+    assert {name: late[name] for name in whole} == whole | {"next_visits_outside_label_window": 5}
+    assert far["next_visits_without_diagnoses"] == late["next_visits_without_diagnoses"] == 0
+
+
+def test_ages_that_are_no_ages_are_left_out_and_counted(
+    tables: Tables, tmp_path: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    events = make_events(write_tables(tables, tmp_path / "tables"))
+    path, codes = events / "data" / "0000.parquet", events / meds.code_metadata_filepath
+    data = pa.parquet.read_table(path)
+    stays = data.filter(pc.equal(data["code"], "HOSPITAL_ADMISSION//EMERGENCY")).slice(0, 3)
+    ages = stays.set_column(2, "code", pa.array(["AGE"] * 3)).set_column(
+        3, "numeric_value", pa.array([float("nan"), -2.0, 40.0], pa.float32())
+    )
+    order = [("subject_id", "ascending"), ("time", "ascending")]
+    pa.parquet.write_table(pa.concat_tables([data, ages.cast(data.schema)]).sort_by(order), path)
+    known = pa.parquet.read_table(codes)
+    row = pa.table({"code": ["AGE"], "description": [None], "parent_codes": [None]})
+    pa.parquet.write_table(pa.concat_tables([known, row.cast(known.schema)]), codes)
+    cohort = make_cohort(events, labels=TWO_LABELS)
+    found = [visits_of(cohort)[name]["age_years"] for name in ("9011", "9012", "9021")]
+    assert found == [pytest.approx(50, abs=0.01), pytest.approx(50.16, abs=0.01), 40]
+    assert counts_of(cohort)["visits_with_age_below_zero"] == 1
+
+
 def test_gap_limits_come_from_the_config(tables: Tables, build: Stage) -> None:
     # Stays of a patient are 54.9 days apart.
     counts = counts_of(build(tables, cohort={"min_gap_days": 54, "max_gap_days": 55}))

@@ -123,6 +123,23 @@ def test_a_patients_number_is_kept(read: Stage, written: object, subject: int) -
     assert subjects_of(read(pair("Gout", subject_id=written))) == [subject]
 
 
+@pytest.mark.parametrize(
+    "written", [1.5, float("nan"), float("inf"), True, ["a"], "a\ud800b", "\udc00"]
+)
+def test_a_patient_id_that_names_nobody_is_left_out(
+    read: Stage, said: list[str], written: object
+) -> None:
+    dataset = read(pair("Gout", subject_id=3), pair("Asthma", subject_id=written))
+    assert subjects_of(dataset) == [3]
+    assert ledger_of(dataset)["left_out"] == {NO_ID: 1}
+
+
+def test_a_whole_number_is_one_id_however_it_is_written(read: Stage) -> None:
+    assert (
+        len(subjects_of(read(pair("Gout", subject_id=10**22), pair("Falls", subject_id=1e22)))) == 1
+    )
+
+
 def test_a_patients_name_in_any_key_is_hashed(read: Stage, said: list[str]) -> None:
     one, again, other = (pair("Gout", who=name) for name in ("a7f3", "a7f3", "b"))
     two = subjects_of(read(one, again, other, instructions={"subject_id": "who"}))

@@ -6,7 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from foreign_meds import event, events_of, of_kind, read_events, stay, table_of, write_meds
+from foreign_meds import (
+    event,
+    events_of,
+    of_kind,
+    read_events,
+    stay,
+    table_of,
+    titles_of,
+    write_meds,
+)
 from hospital import Stage
 
 from ckd_ehr.contracts.config import build_config
@@ -163,6 +172,21 @@ def test_a_renamed_column_is_mapped(tmp_path: Path, make_events: Stage) -> None:
         write_meds(tmp_path, events), source="meds", columns={"data": {"seq_num": "rank"}}
     )
     assert of_kind(dataset, "DIAGNOSIS")[0][2] == 4.0
+
+
+@pytest.mark.parametrize("name", ["mg[1]", "mg?", "mg*"])
+def test_a_path_with_marks_of_a_pattern_is_that_path(
+    tmp_path: Path, make_events: Stage, name: str
+) -> None:
+    title = {"code": "DIAGNOSIS//ICD//10//I509", "description": "ours"}
+    own = write_meds(tmp_path, {"0": stay(1, 1)}, codes=[title])
+    other = write_meds(
+        tmp_path, {"0": [*stay(2, 1), *stay(2, 3)]}, codes=[title | {"description": "the sibling"}]
+    )
+    other.rename(tmp_path / "mg1")
+    dataset = make_events(own.rename(tmp_path / name), source="meds")
+    assert set(read_events(dataset)["subject_id"].to_pylist()) == {1}
+    assert titles_of(dataset) == {"DIAGNOSIS//ICD10CM//I509": "ours"}
 
 
 def test_the_datasets_splits_are_carried_over(tmp_path: Path, make_events: Stage) -> None:

@@ -153,11 +153,79 @@ def test_a_code_without_a_rule_is_what_its_one_icd_parent_says(
 def test_codes_of_another_dialect_are_shown_by_their_beginnings_alone(
     tmp_path: Path, make_events: Stage
 ) -> None:
-    codes = ["SNOMED/84114007", "SNOMED/38341003", "ADMISSION//CARDIAC", "ADMISSION//ORTHO",
-             "DISCHARGE", "Mrs. Smith/fell at home", "the patient is unwell"]  # fmt: skip
-    root = write_meds(tmp_path, [event(1, "2150-01-01", code) for code in codes])
+    codes = ["SNOMED/84114007", "SNOMED/38341003", "ADMISSION//CARDIAC", "DISCHARGE",
+             "Mrs. Smith/fell at home", "the patient is unwell, she says"]  # fmt: skip
+    root = write_meds(
+        tmp_path, [event(s, "2150-01-01", code) for s in range(1, 6) for code in codes]
+    )
     with pytest.raises(CkdEhrError) as error:
         make_events(root, source="meds")
-    assert "ADMISSION × 2, SNOMED × 2, DISCHARGE × 1" in str(error.value)
+    assert "codes that are not read: SNOMED × 10, ADMISSION × 5, DISCHARGE × 5)" in str(error.value)
     assert "data.meds.roles" in str(error.value)
     assert not any(word in str(error.value) for word in ("Smith", "patient is", "84114007"))
+
+
+CANARIES = (
+    "77712345", "77712345/LAB//a", "77712345/LAB//b", "MRN_CANARY123", "CANARY, John note/1",
+    "CANARY, John note/2", "CANARY1/x", "Canary\nnote/x", " CANARY/x",
+)  # fmt: skip
+
+
+def test_identifiers_and_free_text_in_codes_are_counted_but_never_shown(
+    tmp_path: Path, make_events: Stage, said: list[str]
+) -> None:
+    # However many patients have them; a name, which is a word, only where few have it.
+    events = [event(s, "2150-01-02", code) for s in range(1, 8) for code in CANARIES]
+    events += [event(s, "2150-01-02", "John Canary/x") for s in range(1, 5) for _ in range(9)]
+    events += [event(s, "2150-01-02", f"Vital Sign/{s}") for s in range(1, 6)]
+    dataset = make_events(write_meds(tmp_path, [*stay(1, 1), *events]), source="meds")
+    assert left_out(dataset) == {
+        "of codes Vital Sign, which are not read,": 5,
+        "of other codes, which are not read,": 7 * len(CANARIES) + 36,
+    }
+    with pytest.raises(CkdEhrError) as error:
+        make_events(write_meds(tmp_path, events), source="meds")
+    assert "codes that are not read: Vital Sign × 5)" in str(error.value)
+    shown = "\n".join([*said, (dataset / "rows.json").read_text(), str(error.value)])
+    assert "canary" not in shown.lower()
+    assert "77712345" not in shown
+
+
+@pytest.mark.parametrize(
+    ("roles", "diagnoses", "drugs"),
+    [
+        ({"MEDICATION//START": {"role": "none"}}, ["DIAGNOSIS//ICD10CM//I509"], 0),
+        (
+            {"DIAGNOSIS//ICD//10": {"role": "diagnosis", "system": "ICD9CM"}},
+            ["DIAGNOSIS//ICD9CM//I509"],
+            1,
+        ),
+    ],
+)
+def test_a_rule_overrides_the_built_in_one_without_its_last_slashes_too(
+    tmp_path: Path,
+    make_events: Stage,
+    said: list[str],
+    roles: dict[str, object],
+    diagnoses: list[str],
+    drugs: int,
+) -> None:
+    root = write_meds(
+        tmp_path, [*stay(1, 1), event(1, "2150-01-02", "MEDICATION//START//Furosemide")]
+    )
+    dataset = make_events(root, source="meds", meds={"roles": roles})
+    assert [read[0] for read in of_kind(dataset, "DIAGNOSIS")] == diagnoses
+    assert len(of_kind(dataset, "MEDICATION")) == drugs
+    assert not any("of data.meds.roles reads no code" in line for line in said)
+
+
+@pytest.mark.parametrize("prefix", ["DX//", "DIAGNOSIS//ICD"])
+def test_a_rule_that_reads_no_code_is_said(
+    tmp_path: Path, make_events: Stage, said: list[str], prefix: str
+) -> None:
+    roles = {prefix: {"role": "none"}, "HOSPITAL_DISCHARGE//HOME": {"role": "discharge"}}
+    make_events(write_meds(tmp_path, stay(1, 1)), source="meds", meds={"roles": roles})
+    assert [line for line in said if "data.meds.roles" in line] == [
+        f"note: the rule {prefix} of data.meds.roles reads no code: none begins so, or a longer "
+        "rule reads it"
+    ]

@@ -3,8 +3,19 @@
 from importlib import resources
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from foreign_meds import Event, event, events_of, left_out, of_kind, stay, titles_of, write_meds
+from foreign_meds import (
+    Event,
+    event,
+    events_of,
+    left_out,
+    of_kind,
+    stay,
+    table_of,
+    titles_of,
+    write_meds,
+)
 from hospital import Stage, hospital_tables, write_tables
 from meds_testing_helpers.dataset import MEDSDataset
 
@@ -34,6 +45,7 @@ def test_the_events_of_mimic_iv_meds_become_ours(
             event(1, "2150-01-03", "LAB//RESULT//50912//mg/dL", numeric_value=1.5, **ids),
             event(1, "2150-01-03", "LAB//RESULT//50971//mEq/L", numeric_value=4, **ids),
             event(1, "2151-02-03", "MEDS_DEATH"),
+            *(event(s, "2150-01-03", "LAB//RESULT//50971//mEq/L") for s in range(2, 6)),
         ],
         codes=[{"code": "DIAGNOSIS//ICD//9//4280", "description": "Congestive heart failure"}],
         facts={"dataset_name": "MIMIC-IV", "dataset_version": "3.1:0.1.1", "etl_name": "MEDS"},
@@ -57,8 +69,8 @@ def test_the_events_of_mimic_iv_meds_become_ours(
     assert read_json(dataset / "metadata" / "dataset.json")["dataset_name"] == "MIMIC-IV"
     assert "MIMIC-IV, version 3.1:0.1.1, made by MEDS" in said
     assert left_out(dataset) == {
-        "of codes LAB, which are not read,": 2,
-        "of codes ED_REGISTRATION, which are not read,": 1,
+        "of codes LAB, which are not read,": 6,
+        "of other codes, which are not read,": 1,
     }
 
 
@@ -114,6 +126,64 @@ def test_an_age_is_kept_with_its_stay(
     )
     assert of_kind(dataset, "AGE") == [("AGE", "2150-01-01 10:00:00", number or 72.0, "7")]
     assert left_out(dataset) == {"of ages without a number": 1}
+
+
+@pytest.mark.parametrize("column", ["numeric_value", "seq_num"])
+@pytest.mark.parametrize("nothing", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_is_no_number(
+    tmp_path: Path, make_events: Stage, column: str, nothing: float
+) -> None:
+    events = [event(1, "2150-01-01T10:00", "AGE", hadm_id=7), *stay(1, 1, hadm_id=7)]
+    cells = pa.array([nothing] * len(events), pa.float64(), from_pandas=False)
+    root = write_meds(tmp_path, table_of(events).append_column(column, cells))
+    dataset = make_events(root, source="meds")
+    assert of_kind(dataset, "AGE") == []
+    assert [read[2] for read in of_kind(dataset, "DIAGNOSIS")] == [None]
+    assert left_out(dataset) == {"of ages without a number": 1}
+
+
+def test_an_age_that_nobody_has_is_left_out(tmp_path: Path, make_events: Stage) -> None:
+    events = [
+        event(s, "2150-01-01T10:00", code, numeric_value=number, hadm_id=s)
+        for s, (code, number) in enumerate(
+            [("AGE", 130.0), ("AGE", 0.0), ("AGE", 130.5), ("AGE", -1.0), ("AGE//-5", None)], 1
+        )
+    ]
+    stays = [row for s in range(1, 6) for row in stay(s, 1, hadm_id=s)]
+    dataset = make_events(write_meds(tmp_path, [*events, *stays]), source="meds")
+    ages = [[read[2] for read in of_kind(dataset, "AGE", s)] for s in range(1, 6)]
+    assert ages == [[130.0], [0.0], [], [], []]
+    assert left_out(dataset) == {"of ages below 0 or above 130": 3}
+
+
+def test_facts_of_a_person_that_contradict_each_other_are_counted_and_said(
+    tmp_path: Path, make_events: Stage, said: list[str]
+) -> None:
+    codes = [
+        *(("GENDER//M", None), ("GENDER//F", None), ("GENDER//UNKNOWN", None)),
+        *(("MEDS_BIRTH", "2100-01-02"), ("MEDS_BIRTH", "2100-01-01")),
+        *(("RACE//WHITE", None), ("RACE//ASIAN", None)),
+    ]
+    same = [
+        *(("GENDER//F", None), ("GENDER//UNKNOWN", None)),
+        *(("MEDS_BIRTH", "2100-01-01"), ("MEDS_BIRTH", "2100-01-01T09:00")),
+        *(("RACE//WHITE", None), ("RACE//UNK", None)),
+    ]
+    rows = [event(77712345, time, code) for code, time in codes]
+    rows += [event(2, time, code) for code, time in same]
+    dataset = make_events(write_meds(tmp_path, [*rows, *stay(77712345, 1)]), source="meds")
+    assert [read[:2] for read in events_of(dataset, 77712345)][:4] == [
+        ("ETHNICITY//ASIAN", None),
+        ("ETHNICITY//WHITE", None),
+        ("GENDER//F", None),
+        ("MEDS_BIRTH", "2100-01-01 00:00:00"),
+    ]
+    assert [line for line in said if "more than one" in line] == [
+        "note: 1 patients have more than one sex; the first in the alphabet is taken",
+        "note: 1 patients have more than one day of birth; the earliest is taken",
+        "note: 1 patients have more than one ethnicity; a stay keeps its own",
+    ]
+    assert not any("77712345" in line for line in said)
 
 
 def test_no_broken_event_disappears_uncounted(tmp_path: Path, make_events: Stage) -> None:

@@ -14,6 +14,10 @@ from ckd_ehr.data.sources.omop_codes import NO_ICD, NOTHING, WrittenCode, read_c
         ("U07.1", "ICD10CM", "U071"),
         ("C4A.0", "ICD10CM", "C4A0"),
         ("J44.1†", "ICD10CM", "J441"),
+        ("I10.", "ICD10CM", "I10"),
+        ("401.", "ICD9CM", "401"),
+        ("G01.*", "ICD10CM", "G01"),
+        ("ICD10CM:I10.", "ICD10CM", "I10"),
         # Letters and length that ICD-9's V codes never have.
         ("V43.52XA", "ICD10CM", "V4352XA"),
         # Where the dot stands tells the versions' E codes apart.
@@ -87,4 +91,27 @@ def test_a_source_concept_decides_whatever_is_written() -> None:
 
     assert of("ICD10") == WrittenCode("E878", "ICD10CM", "concept")
     assert of("ICD9CM") == WrittenCode("E878", "ICD9CM", "concept")
-    assert of("SNOMED") == NO_ICD
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        # The ICD code of the source, and what it was mapped to.
+        ("I50.9", WrittenCode("I509", "ICD10CM", "form")),
+        # Its own code, or none: no ICD code, even if it looks like one (Read: C10F.).
+        ("c10f.", NO_ICD),
+        ("44054006", NO_ICD),
+        ("", NO_ICD),
+        (None, NO_ICD),
+    ],
+)
+def test_beside_a_source_concept_of_another_vocabulary_the_form_decides_a_diagnosis(
+    written: str | None, read: WrittenCode
+) -> None:
+    code = read_code(written, "diagnosis", vocabulary="SNOMED", concept_code="C10F.")
+    assert code == read
+
+
+def test_a_procedures_source_concept_of_another_vocabulary_is_no_icd_code() -> None:
+    code = read_code("0210093", "procedure", vocabulary="SNOMED", concept_code="232717009")
+    assert code == NO_ICD

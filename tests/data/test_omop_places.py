@@ -7,6 +7,7 @@ import duckdb
 import pytest
 from hospital import Stage, Tables, write_csv
 from omop_hospital import (
+    KIDNEY_FAILURE,
     OmopHospital,
     omop_tables,
     write_csvs,
@@ -196,3 +197,77 @@ def test_one_place_must_be_given(
     assert hospital.refusal(tables, url="postgresql://jo@localhost/cdm").startswith(asked)
     with pytest.raises(CkdEhrError, match=f"^{asked}"):
         make_events(None, source="omop")
+
+
+@pytest.mark.parametrize(
+    ("view", "canary"),
+    [
+        # Its file is gone.
+        ("SELECT * FROM '{folder}/death.parquet'", "death.parquet"),
+        # A cell that DuckDB's own message quotes.
+        ("SELECT * REPLACE (CAST('John Smith' || person_id AS BIGINT) AS person_id) FROM was",
+         "Smith"),
+    ],
+)  # fmt: skip
+def test_a_view_that_fails_is_named_and_no_cell_is_shown(
+    tables: Tables, tmp_path: Path, make_events: Stage, view: str, canary: str
+) -> None:
+    path = write_duckdb(tables, tmp_path / "cdm.duckdb")
+    gone = tmp_path / "death.parquet"
+    with duckdb.connect(path) as connection:
+        connection.execute(f"COPY death TO '{gone}'")
+        connection.execute("ALTER TABLE death RENAME TO was")
+        connection.execute(f"CREATE VIEW death AS {view.format(folder=tmp_path)}")
+    gone.unlink()
+    with pytest.raises(CkdEhrError) as error:
+        make_events(path, source="omop")
+    message = str(error.value)
+    assert message.startswith("cdm.duckdb:death: the table or view cannot be read")
+    assert canary not in message
+
+
+def test_signs_of_patterns_in_the_path_are_taken_as_they_are(
+    tables: Tables, tmp_path: Path, make_events: Stage
+) -> None:
+    expected = read_events(make_events(write_csvs(tables, tmp_path / "tables"), source="omop"))
+    roots = (
+        write_csvs(tables, tmp_path / "csv[1]*?"),
+        write_parquet(tables, tmp_path / "parquet[1]*?"),
+        write_duckdb(tables, tmp_path / "cdm[1]*.duckdb"),
+    )
+    for root in roots:
+        assert read_events(make_events(root, source="omop")) == expected
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_vocabulary_files_of_tabs_keep_quotes_and_commas_in_titles(
+    tables: Tables, tmp_path: Path, make_events: Stage, packed: bool
+) -> None:
+    titles = ('"Blue" baby, unspecified', 'Says "stop', '"open')
+    for row, title in zip(tables["concept"], titles, strict=False):
+        row["concept_name"] = title
+    tables["condition_occurrence"][1]["condition_source_concept_id"] = KIDNEY_FAILURE
+    concepts = tables.pop("concept")
+    lines = ["\t".join(concepts[0]), *("\t".join(row.values()) for row in concepts)]
+    content = "\n".join(lines).encode() + b"\n"
+    root = write_csvs(tables, tmp_path / "tables")
+    name = "CONCEPT.csv.gz" if packed else "CONCEPT.csv"
+    (root / name).write_bytes(gzip.compress(content) if packed else content)
+    dataset = make_events(root, source="omop")
+    codes = duckdb.sql(f"FROM '{dataset}/metadata/codes.parquet'").fetchall()
+    # Person 1's conditions name two of the three concepts, others' the third.
+    described = {code: title for code, title, _ in codes if code.startswith("DIAGNOSIS")}
+    assert set(described.values()) == set(titles)
+    assert described["DIAGNOSIS//ICD10CM//N179"] == '"open'
+
+
+def test_rows_of_unequal_length_between_tabs_are_refused(
+    tables: Tables, tmp_path: Path, make_events: Stage
+) -> None:
+    root = write_csvs(tables, tmp_path / "tables")
+    (root / "concept.csv.gz").unlink()
+    header = "\t".join(tables["concept"][0])
+    (root / "CONCEPT.csv").write_text(f"{header}\n9\tSmith\n")
+    with pytest.raises(CkdEhrError, match=r"^CONCEPT\.csv: rows of unequal length") as error:
+        make_events(root, source="omop")
+    assert "Smith" not in str(error.value)

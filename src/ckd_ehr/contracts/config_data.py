@@ -1,19 +1,26 @@
-"""Settings from source tables to visit pairs: sources, engine, splits, cohort, labels.
+"""Settings from source tables to visit pairs: sources, engine, splits, cohort, labels, audit.
 
 Declared apart from config.py, which reads the YAML file and holds the sections of the models.
 Ignores: how a setting is carried out.
 """
 
+import difflib
 import re
-import urllib.parse
 import zoneinfo
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.database_url import refuse_secrets
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
+
+# Those that weigh chances. The others are about what must not be, and cannot be accepted.
+ACCEPTABLE_CHECKS = (
+    "one patient under two ids",
+    "label prevalence across splits",
+    "one feature tells a label",
+)
 
 
 class Section(BaseModel):
@@ -35,9 +42,6 @@ class SimulatorConfig(Section):
     broken_rows: bool = Field(
         True, description="Add a few broken rows, of the kinds that real tables hold."
     )
-
-
-_WRITE_URL = "write postgresql://USER@HOST/DATABASE"
 
 
 class OmopConfig(Section):
@@ -64,21 +68,7 @@ class OmopConfig(Section):
     @classmethod
     def _is_a_url_without_password(cls, url: str | None) -> str | None:
         # A CkdEhrError passes pydantic as it is: its own error would show the url.
-        if url is None:
-            return None
-        try:
-            parts = urllib.parse.urlsplit(url)
-            secret = parts.password is not None or "password" in urllib.parse.parse_qs(parts.query)
-        except ValueError:
-            raise CkdEhrError(f"data.omop.url: no url; {_WRITE_URL}") from None
-        if secret:
-            raise CkdEhrError(
-                "data.omop.url holds a password, which the run's files would keep; set it as "
-                f"PGPASSWORD or in ~/.pgpass, and {_WRITE_URL}"
-            )
-        if parts.scheme not in ("postgresql", "postgres"):
-            raise CkdEhrError(f"data.omop.url: not of PostgreSQL; {_WRITE_URL}")
-        return url
+        return None if url is None else refuse_secrets(url)
 
 
 class MedsRule(Section):
@@ -309,3 +299,24 @@ class LabelsConfig(Section):
         if unknown or not self.selected:
             raise ValueError(f"only_ccs names categories of no phenotype: {unknown}")
         return self
+
+
+class AuditConfig(Section):
+    """Which findings of the leak audit are known (stage `cohort`)."""
+
+    accept: tuple[str, ...] = Field(
+        (),
+        description="Checks whose findings were looked into and end no run: one patient under two "
+        "ids, label prevalence across splits, one feature tells a label.",
+    )
+
+    @field_validator("accept")
+    @classmethod
+    def _can_be_accepted(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ACCEPTABLE_CHECKS:
+                [near] = difflib.get_close_matches(name, ACCEPTABLE_CHECKS, n=1, cutoff=0.0)
+                raise ValueError(
+                    f"'{name}' is no check whose findings can be accepted; did you mean '{near}'?"
+                )
+        return names

@@ -19,7 +19,7 @@ from time import monotonic
 import filelock
 from pydantic import ValidationError
 
-from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.config import RunConfig, with_places_of
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, sha256_of, write_json
 from ckd_ehr.contracts.machine import (
@@ -201,12 +201,13 @@ class RunDirectory:
     ) -> None:
         """Bring the stages from `first` to `until` up to date, in order, skipping those that are.
 
-        What comes before `first` must have finished and is taken as it stands.
+        What comes before `first` must have finished, with these settings; its sources are not
+        looked at.
         """
         with self.locked():
             self._refuse_another_source(config)
             wanted = self._between(first, until)
-            self._take_as_they_stand(self.stages[: self.stages.index(wanted[0])], config, say)
+            config = self._taken_as_it_stands(self.stages[: self.stages.index(wanted[0])], config)
             for line in (line for stage in wanted for line in stage.preview(config)):
                 say(line)
             # What is missing outside the run is told before anything is changed.
@@ -225,14 +226,24 @@ class RunDirectory:
             raise CkdEhrError(f"no stage to run: '{first}' comes after '{last}'")
         return self.stages[start:end]
 
-    def _take_as_they_stand(
-        self, stages: Sequence[Stage], config: RunConfig, say: Callable[[str], None]
-    ) -> None:
-        """Require finished stages; those made with other settings are said, not made again."""
-        for stage in stages:
-            manifest = read_manifest(self.require(stage.name))
-            if manifest and manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
-                say(f"note: stage '{stage.name}' is taken as it stands, made with other settings")
+    def _taken_as_it_stands(self, stages: Sequence[Stage], config: RunConfig) -> RunConfig:
+        """Require finished stages of these settings; what they read may be out of reach.
+
+        Returns:
+            The config with the places of records that these stages were made from.
+        """
+        if not stages:
+            return config
+        manifests = [read_manifest(self.require(stage.name)) for stage in stages]
+        config = with_places_of(config, self.config())
+        for stage, manifest in zip(stages, manifests, strict=True):
+            assert manifest is not None
+            if manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
+                raise CkdEhrError(
+                    f"{self.root}: stage '{stage.name}' was made with other settings or by another "
+                    "version; give the same settings, or run without --from"
+                )
+        return config
 
     def _refuse_another_source(self, config: RunConfig) -> None:
         """A finished run of other records must not be overwritten by a slip of `--out`."""

@@ -40,6 +40,7 @@ from ckd_ehr.data.pairs import (
     usable_pairs,
     visit_labels,
     window_visits,
+    within_gap,
 )
 from ckd_ehr.data.phenotypes import CodeMatch, coverage_lines, coverage_report, match_codes
 from ckd_ehr.data.sources.dataset import event_files, has_shifted_times, has_synthetic_times
@@ -47,7 +48,7 @@ from ckd_ehr.data.sources.extraction import ROWS
 from ckd_ehr.data.splits import assign_splits, read_splits
 from ckd_ehr.data.usable import refuse_no_visits, refuse_unusable, refuse_without_positives
 from ckd_ehr.data.visits import (
-    AdmissionTypes,
+    admission_types,
     assemble_visits,
     count_diagnoses,
     count_items,
@@ -145,7 +146,9 @@ def build_visits(
     roles = engine.upload(described)
     stays = engine.keep(gather_stays(events, roles))
     people = engine.keep(gather_people(events, roles, stays))
-    types = AdmissionTypes(cohort.admission_types, cohort.exclude_admission_types)
+    types = admission_types(
+        described, kept=cohort.admission_types, excluded=cohort.exclude_admission_types
+    )
     marked = engine.keep(mark_stays(stays, people, types))
     items = engine.keep(gather_items(events, roles, marked))
     counts = _row(engine.fetch(count_stays(events, marked, people)))
@@ -203,13 +206,16 @@ def build_pairs(
         listed: subject_id and split, where the splits come from a file.
     """
     placed = engine.keep(place_visits(visits))
-    following = engine.keep(next_visits(placed, rules))
+    followed = engine.keep(next_visits(placed, rules))
+    following = within_gap(followed, rules)
     days = rules.label_window_days
     outcomes = following if days is None else window_visits(placed, rules, window_days=days)
     paired = pair_visits(placed, following, rules)
     found = visit_labels(visits, engine.upload(labels_of_codes(matches)))
     n_labels = len(config.labels.selected)
-    labelled = engine.keep(label_pairs(paired, outcomes, found, n_labels=n_labels))
+    labelled = engine.keep(
+        label_pairs(paired, outcomes, found, n_labels=n_labels, window_days=days)
+    )
     patients = placed.group_by("subject_id").agg(first_admit_time=placed.admit_time.min())
     patients = engine.keep(patients)
     given = None if listed is None else engine.upload(listed)
@@ -222,8 +228,8 @@ def build_pairs(
     usable = engine.keep(usable_pairs(known))
     sampled = engine.keep(sample_pairs(usable, config.cohort.sample.model_dump()))
     steps = {
-        "visits": visits, "labelled": labelled, "divided": divided, "known": known,
-        "usable": usable, "sampled": sampled,
+        "visits": visits, "nearest": followed, "near": following, "labelled": labelled,
+        "divided": divided, "known": known, "usable": usable, "sampled": sampled,
     }  # fmt: skip
     counts = _count_pairs(engine, steps)
     return BuiltPairs(sampled, usable, assigned, counts)
@@ -235,18 +241,21 @@ def _count_pairs(engine: Engine, steps: Mapping[str, ir.Table]) -> Counts:
     followed = labelled.next_visit_id.notnull()
     sized = [
         steps[name].agg(**{name: steps[name].count()})
-        for name in ("visits", "known", "usable", "sampled")
+        for name in ("visits", "nearest", "near", "known", "usable", "sampled")
     ]
     counted = labelled.agg(
         paired=labelled.count(),
         followed=labelled.count(where=followed),
-        uncoded=labelled.count(where=followed & labelled.labels.isnull()),
+        uncoded=labelled.count(where=followed & labelled.labels.isnull() & labelled.has_outcome),
+        outside=labelled.count(where=followed & ~labelled.has_outcome),
     ).cross_join(divided.agg(unlisted=divided.count(where=divided.split.isnull())), *sized)
     n = _row(engine.fetch(counted))
     return {
         "visits_without_pair": n["visits"] - n["paired"],
         "pairs_of_one_history": n["paired"],
         "pairs_with_next_visit": n["followed"],
+        "next_visits_beyond_max_gap": n["nearest"] - n["near"],
+        "next_visits_outside_label_window": n["outside"],
         "next_visits_without_diagnoses": n["uncoded"],
         "pairs_of_patients_without_split": n["unlisted"],
         "pairs_after_held_out_began": n["paired"] - n["unlisted"] - n["known"],
@@ -256,7 +265,8 @@ def _count_pairs(engine: Engine, steps: Mapping[str, ir.Table]) -> Counts:
 
 
 def _row(table: pa.Table) -> Counts:
-    return {name: int(value) for name, value in table.to_pylist()[0].items()}
+    """The only row of a table of counts; Spark counts some rows of an empty table as null."""
+    return {name: int(value or 0) for name, value in table.to_pylist()[0].items()}
 
 
 def _occurrences(diagnoses: pa.Table) -> dict[tuple[str, str], int]:

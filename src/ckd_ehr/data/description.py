@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ckd_ehr.data.sources.tables import MEMORY_LIMIT, connect, quoted
+from ckd_ehr.data.sources.tables import MEMORY_LIMIT, connect, file_literal
 from ckd_ehr.data.splits import SPLIT_NAMES
 
 FEWEST = 5
@@ -102,7 +102,7 @@ def describe_cohort(
     """
     with connect(cohort, memory_limit) as connection:
         for name in ("visits", "pairs"):
-            file = quoted(str(cohort / f"{name}.parquet"))
+            file = file_literal(cohort / f"{name}.parquet")
             connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({file})")
         connection.register("labels_of_codes", labels_of_codes)
         connection.execute(_DESCRIBED)

@@ -26,7 +26,7 @@ from ibis.backends.duckdb import Backend as DuckDb
 
 from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.data.sources.tables import quoted
+from ckd_ehr.data.sources.tables import file_literal, quoted
 
 SPARK_REMEDY = (
     "install Java 17 or 21 and `pip install 'ckd-ehr[spark]'`, or set engine.backend=duckdb"
@@ -106,7 +106,11 @@ class DuckDbEngine:
 
     def read(self, files: Sequence[Path]) -> ir.Table:
         """Parquet files of one schema as one table."""
-        return self.backend.read_parquet([str(file) for file in files])
+        # DuckDB would take `*`, `?` and `[` in a path for patterns.
+        listed = ", ".join(map(file_literal, files))
+        name = ibis.util.gen_name("files")
+        self.backend.raw_sql(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{listed}])")
+        return self.backend.table(name)
 
     def upload(self, table: pa.Table) -> ir.Table:
         """A small Arrow table."""

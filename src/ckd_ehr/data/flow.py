@@ -73,6 +73,8 @@ def say_unread_facts(say: Callable[[str], None], counts: Mapping[str, int]) -> N
     """Say which facts of a patient could not be used."""
     if born_later := counts["visits_with_birth_after_admission"]:
         say(f"{born_later:,} visits before their patient's birth: age left out")
+    if impossible := counts["visits_with_age_below_zero"]:
+        say(f"{impossible:,} visits with an age below zero: age left out")
     if unread := counts["patients_with_sex_not_read"]:
         say(f"{unread:,} patients with a sex other than F or M: sex left out")
 

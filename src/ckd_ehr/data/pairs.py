@@ -4,11 +4,13 @@ In: the `visits` table as an Ibis table. Out: expressions of the `pairs` table, 
 any Ibis backend computes alike. Ignores: files and settings.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 
 from ckd_ehr.data.phenotypes import CodeMatch
@@ -85,8 +87,7 @@ def known_histories(placed: ir.Table, *, longest: int) -> ir.Table:
 def next_visits(placed: ir.Table, rules: PairRules) -> ir.Table:
     """Each visit with the first one admitted from its discharge on, if any.
 
-    One nearer than `min_gap_days` is passed over; a first one beyond `max_gap_days` counts as
-    none.
+    One nearer than `min_gap_days` is passed over.
 
     Returns:
         visit_id, later_id, coded (has the later visit diagnoses?), discharge_time (its own),
@@ -98,16 +99,20 @@ def next_visits(placed: ir.Table, rules: PairRules) -> ir.Table:
     )
     first = places.group_by("visit_id", "subject_id", "known_time").agg(place=places.place.min())
     nearest = first.join(placed.view(), ["subject_id", "place"], rname="later_{name}")
-    described = nearest.select(
+    return nearest.select(
         nearest.visit_id,
         later_id=nearest.later_visit_id,
         coded=nearest.coded,
         discharge_time=nearest.discharge_time,
         gap_days=_days_between(nearest.admit_time, nearest.known_time),
     )
+
+
+def within_gap(following: ir.Table, rules: PairRules) -> ir.Table:
+    """Of `next_visits`, those not beyond `max_gap_days`: a later one counts as none."""
     if rules.max_gap_days is None:
-        return described
-    return described.filter(described.gap_days <= rules.max_gap_days)
+        return following
+    return following.filter(following.gap_days <= rules.max_gap_days)
 
 
 def window_visits(placed: ir.Table, rules: PairRules, *, window_days: float) -> ir.Table:
@@ -156,7 +161,9 @@ def pair_visits(placed: ir.Table, following: ir.Table, rules: PairRules) -> ir.T
         joined.next_visit_id.notnull() | ~joined.died
     )
     if rules.min_age_years > 0:
-        usable &= (joined.age_years >= rules.min_age_years).fill_null(False)
+        # As the column holds it: an age of 17.9 is not below a limit of 17.9.
+        limit = float(np.float32(rules.min_age_years))
+        usable &= (joined.age_years.cast("float64") >= limit).fill_null(False)
     kept = joined.filter(usable)
     key = (kept.subject_id.cast("string") + ":" + kept.visit_id).hexdigest("sha256")
     gap = ibis.null("float32") if rules.synthetic_times else kept.gap_days.cast("float32")
@@ -192,8 +199,18 @@ def visit_labels(visits: ir.Table, codes: ir.Table) -> ir.Table:
     return named.join(codes, ["system", "code"]).select("visit_id", "label").distinct()
 
 
-def label_pairs(pairs: ir.Table, outcomes: ir.Table, found: ir.Table, *, n_labels: int) -> ir.Table:
-    """Add `labels` (n_labels booleans) and `outcome_time`, when the last of them was known.
+def label_pairs(
+    pairs: ir.Table,
+    outcomes: ir.Table,
+    found: ir.Table,
+    *,
+    n_labels: int,
+    window_days: float | None = None,
+) -> ir.Table:
+    """Add `labels` (n_labels booleans), `outcome_time` and `has_outcome`.
+
+    `outcome_time` is when the last label was known: with a window, not before it closes.
+    `has_outcome` says that a visit counts, coded or not.
 
     The labels are the phenotypes that the diagnoses of a pair's `outcomes` have: the next visit,
     or all those of a label window. Null without a next visit, and where no such stay has a
@@ -210,9 +227,15 @@ def label_pairs(pairs: ir.Table, outcomes: ir.Table, found: ir.Table, *, n_label
     joined = joined.left_join(present, "visit_id")
     labels = ibis.array([joined[name].fill_null(False) for name in columns])
     is_labelled = joined.next_visit_id.notnull() & joined.coded.fill_null(False)
+    outcome_time = joined.outcome_time
+    if window_days is not None:
+        seconds = math.ceil(window_days * DAY_SECONDS)
+        closes = joined.prediction_time + ibis.interval(seconds=seconds)
+        outcome_time = outcome_time.notnull().ifelse(ibis.greatest(outcome_time, closes), closes)
     return joined.select(
         *pairs.columns,
-        "outcome_time",
+        outcome_time=outcome_time,
+        has_outcome=joined.coded.notnull(),
         labels=is_labelled.ifelse(labels, ibis.null("array<boolean>")),
     )
 
@@ -238,7 +261,7 @@ def forward_pairs(pairs: ir.Table, patients: ir.Table, assigned: ir.Table) -> ir
     held_out = assigned.filter(assigned.split == "held_out").select("subject_id")
     begin = patients.semi_join(held_out, "subject_id").agg(begin=lambda t: t.first_admit_time.min())
     joined = pairs.cross_join(begin)
-    known = joined.outcome_time.coalesce(joined.prediction_time)
+    known = joined.labels.notnull().ifelse(joined.outcome_time, joined.prediction_time)
     return joined.filter((joined.split == "held_out") | (known <= joined.begin)).drop("begin")
 
 

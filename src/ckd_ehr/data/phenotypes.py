@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from ckd_ehr.contracts.code_patterns import PatternLists, plain_code, plain_name
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import DRUG_NAME, ICD9CM, ICD10CM, UCI_ICD9
-from ckd_ehr.data.ccs import HOW, CcsMatch, How, icd9_ccs_of, icd10_ccs_of
+from ckd_ehr.data.ccs import HOW, CcsMatch, How, category_names, icd9_ccs_of, icd10_ccs_of
 from ckd_ehr.data.truncated_icd9 import truncated_ccs_of
 
 SHOWN_CODES = 20
@@ -72,6 +73,20 @@ class CodeMatch:
     ccs: int | None
     how: How
     labels: tuple[int, ...]
+
+
+def refuse_unknown_categories(phenotypes: Sequence[Phenotype]) -> None:
+    """An error for a category that CCS does not have: it would label nothing.
+
+    >>> refuse_unknown_categories([Phenotype(name="Shock", ccs=(249,))])
+    """
+    for phenotype in phenotypes:
+        unknown = [ccs for ccs in phenotype.ccs if ccs not in category_names()]
+        if unknown:
+            raise CkdEhrError(
+                f"labels.phenotypes: phenotype '{phenotype.name}': CCS has no category "
+                f"{', '.join(map(str, unknown))}; the single-level categories are meant (108)"
+            )
 
 
 def ccs_of(system: str, code: str) -> CcsMatch:

@@ -47,7 +47,7 @@ LAST_PLACE = 1e300  # where a code without a position stands on the bill
 
 @dataclass(frozen=True)
 class AdmissionTypes:
-    """Which types of admission count; None keeps all. Compared in upper case."""
+    """Which types of admission count, as the events have them; None keeps all."""
 
     kept: Sequence[str] | None = None
     excluded: Sequence[str] = ()
@@ -78,6 +78,32 @@ def roles_of(codes: pa.Table) -> pa.Table:
     return pa.table({**columns, "code_no": pa.array(range(len(rows)), pa.int32())})
 
 
+def admission_types(
+    roles: pa.Table, *, kept: Sequence[str] | None, excluded: Sequence[str]
+) -> AdmissionTypes:
+    """The types that are asked for in any case of letters, as the events write them.
+
+    Case is folded here, not in the engines, which do not agree on letters beyond ASCII.
+
+    >>> roles = pa.table({"role": ["HOSPITAL_ADMISSION"], "detail": ["NEWBORN"]})
+    >>> admission_types(roles, kept=None, excluded=["Newborn", "Elective"]).excluded
+    ['NEWBORN']
+    """
+    pairs = zip(roles["role"].to_pylist(), roles["detail"].to_pylist(), strict=True)
+    written = sorted({detail for role, detail in pairs if role == ADMISSION and detail})
+
+    def found(names: Sequence[str]) -> list[str]:
+        wanted = {name.casefold() for name in names}
+        return [detail for detail in written if detail.casefold() in wanted]
+
+    return AdmissionTypes(None if kept is None else found(kept), found(excluded))
+
+
+def _number(events: ir.Table) -> ir.FloatingValue:
+    """`numeric_value`; what is no number is none, where engines would take it for the highest."""
+    return events.numeric_value.isnan().ifelse(ibis.null("float32"), events.numeric_value)
+
+
 def day_of(time: ir.TimestampValue) -> ir.IntegerValue:
     """The number of a time's day, counted from 1970-01-01."""
     return time.truncate("D").epoch_seconds() // DAY_SECONDS
@@ -100,7 +126,7 @@ def gather_stays(events: ir.Table, roles: ir.Table) -> ir.Table:
         discharge_time=known.time.max(where=discharge),
         admission_type=known.detail.min(where=admission),
         discharged_dead=(known.code == DIED).any(),
-        stated_age=known.numeric_value.max(where=known.role == AGE).cast("float64"),
+        stated_age=_number(known).max(where=known.role == AGE).cast("float64"),
         ethnicity=known.detail.min(where=known.role == ETHNICITY),
     )
 
@@ -122,13 +148,15 @@ def gather_people(events: ir.Table, roles: ir.Table, stays: ir.Table) -> ir.Tabl
     people = facts.outer_join(deaths, "subject_id")
     recorded = people.recorded.coalesce(people.in_hospital)
     in_hospital = people.in_hospital.coalesce(people.recorded)
+    # Of a death recorded as a date, the hospital knows the hour: nothing is admitted after it.
+    has_hour = (recorded == recorded.truncate("D")) & (in_hospital.truncate("D") == recorded)
     return people.select(
         subject_id=people.subject_id.coalesce(people.subject_id_right),
         stated_sex=people.stated_sex,
         sex=people.stated_sex.isin(SEXES).ifelse(people.stated_sex, ibis.null("string")),
         group_=people.ethnicity,
         birth=people.birth,
-        death=ibis.least(recorded, in_hospital),
+        death=has_hour.ifelse(in_hospital, ibis.least(recorded, in_hospital)),
     )
 
 
@@ -150,9 +178,11 @@ def mark_stays(stays: ir.Table, people: ir.Table, types: AdmissionTypes) -> ir.T
         else_=ibis.null("string"),
     )
     age_days = day_of(admit) - day_of(joined.birth)
-    born_later = (joined.stated_age.isnull() & (age_days < 0)).fill_null(False)
+    impossible = (joined.stated_age < 0).fill_null(False)
+    stated_age = impossible.ifelse(ibis.null("float64"), joined.stated_age)
+    born_later = (stated_age.isnull() & (age_days < 0)).fill_null(False)
     from_birth = born_later.ifelse(ibis.null("float64"), age_days.cast("float64") / DAYS_PER_YEAR)
-    age = joined.stated_age.coalesce(from_birth)
+    age = stated_age.coalesce(from_birth)
     return joined.select(
         "visit_id",
         "subject_id",
@@ -164,6 +194,7 @@ def mark_stays(stays: ir.Table, people: ir.Table, types: AdmissionTypes) -> ir.T
         ethnicity=joined.ethnicity.coalesce(joined.group_),
         died=joined.discharged_dead | died_here.fill_null(False),
         born_later=born_later,
+        impossible_age=impossible,
         reason=reason,
     )
 
@@ -171,11 +202,9 @@ def mark_stays(stays: ir.Table, people: ir.Table, types: AdmissionTypes) -> ir.T
 def _is_kept(admission_type: ir.StringValue, types: AdmissionTypes) -> ir.BooleanValue:
     kept = ibis.literal(True)
     if types.kept is not None:
-        wanted = [name.upper() for name in types.kept]
-        kept = admission_type.upper().isin(wanted).fill_null(False)
+        kept = admission_type.isin(types.kept).fill_null(False) if types.kept else ~kept
     if types.excluded:
-        left_out = [name.upper() for name in types.excluded]
-        kept = kept & ~admission_type.upper().isin(left_out).fill_null(False)
+        kept = kept & ~admission_type.isin(types.excluded).fill_null(False)
     return kept
 
 
@@ -193,6 +222,7 @@ def count_stays(events: ir.Table, marked: ir.Table, people: ir.Table) -> ir.Tabl
     stays = marked.agg(
         stays=marked.count(),
         visits_with_birth_after_admission=marked.count(where=kept & marked.born_later),
+        visits_with_age_below_zero=marked.count(where=kept & marked.impossible_age),
         **{name: marked.count(where=is_so) for name, is_so in reasons.items()},
     )
     unread = people.agg(
@@ -217,7 +247,7 @@ def gather_items(events: ir.Table, roles: ir.Table, marked: ir.Table) -> ir.Tabl
     known = events.join(coded.select("code", "role", "code_no"), "code").join(kept, "visit_id")
     late = (known.time > known.discharge_time).fill_null(False)
     return known.group_by("visit_id", "role", "code_no").agg(
-        place=known.numeric_value.min(where=~late),
+        place=_number(known).min(where=~late),
         uses=known.count(),
         late_uses=known.count(where=late),
     )

@@ -26,6 +26,7 @@ def cohort_findings(
     *,
     shift_expected: bool = False,
     synthetic_times: bool = False,
+    shifted_times: bool = False,
     phenotypes: Sequence[Phenotype] = (),
     memory_limit: str = MEMORY_LIMIT,
 ) -> list[Finding]:
@@ -36,6 +37,8 @@ def cohort_findings(
         events: the folder of the MEDS dataset; None leaves out the checks against it.
         shift_expected: the splits are divided by time or differ on purpose.
         synthetic_times: times only give the order of visits, so that equal ones prove nothing.
+        shifted_times: each patient's times were moved by a distance of their own, so that only
+            lengths of stay can be equal.
         phenotypes: what the labels mean; without them a label's own codes are held to be features
             like others.
         memory_limit: DuckDB's; beyond it, it spills.
@@ -45,6 +48,7 @@ def cohort_findings(
         events,
         shift_expected=shift_expected,
         synthetic_times=synthetic_times,
+        shifted_times=shifted_times,
         phenotypes=phenotypes,
         memory_limit=memory_limit,
     )
@@ -58,14 +62,19 @@ def cohort_checks(
     shift_expected: bool,
     synthetic_times: bool,
     phenotypes: Sequence[Phenotype],
-    memory_limit: str,
+    memory_limit: str = MEMORY_LIMIT,
+    shifted_times: bool = False,
 ) -> list[CheckResult]:
     """As `cohort_findings`, with the checks that passed or could not be made."""
     with open_cohort(cohort, memory_limit=memory_limit) as connection:
         results = structure_checks(connection)
         if events is not None:
             results += support_checks(connection, events)
-        results.append(duplicate_patients(connection, synthetic_times=synthetic_times))
+        results.append(
+            duplicate_patients(
+                connection, synthetic_times=synthetic_times, shifted_times=shifted_times
+            )
+        )
         results.append(prevalence_shift(cohort, shift_expected=shift_expected))
         names = label_names(pq.read_schema(cohort / "pairs.parquet"))
         results.append(single_predictors(connection, names, phenotypes))

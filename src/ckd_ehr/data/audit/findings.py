@@ -4,15 +4,16 @@ In: counts. Out: `CheckResult`s and one `CkdEhrError` for all findings. Ignores:
 checked. A finding counts rows and never shows one.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import duckdb
 
+from ckd_ehr.contracts.config_data import ACCEPTABLE_CHECKS
 from ckd_ehr.contracts.errors import CkdEhrError
 
-Status = Literal["passed", "finding", "not tested"]
+Status = Literal["passed", "finding", "accepted", "not tested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +29,29 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check came to; `note` says what it could not test, and why."""
+    """What a check came to; `note` says what it could not test, and why.
+
+    `accepted` holds findings that the run's settings name as known: they end nothing.
+    """
 
     check: str
     stage: str
     findings: tuple[Finding, ...] = ()
+    accepted: tuple[Finding, ...] = ()
     note: str = ""
     tested: bool = True
 
     @property
     def status(self) -> Status:
-        """Whether the check passed, found something, or had nothing it could test.
+        """Whether the check passed, found something, known or not, or had nothing to test.
 
         >>> CheckResult("patient overlap", "cohort").status
         'passed'
         """
         if self.findings:
             return "finding"
+        if self.accepted:
+            return "accepted"
         return "passed" if self.tested else "not tested"
 
 
@@ -75,7 +82,7 @@ def result_of(
 ) -> CheckResult:
     """The result of a check that counts what is wrong."""
     found = (Finding(check, stage, rows, problem, remedy),) if rows else ()
-    return CheckResult(check, stage, found, note)
+    return CheckResult(check, stage, found, note=note)
 
 
 def findings_of(results: Iterable[CheckResult]) -> list[Finding]:
@@ -83,19 +90,55 @@ def findings_of(results: Iterable[CheckResult]) -> list[Finding]:
     return [finding for result in results for finding in result.findings]
 
 
-def refuse(findings: Sequence[Finding], stage: str) -> None:
-    """End the stage if there is any finding.
+def accept(results: Iterable[CheckResult], accepted: Collection[str]) -> list[CheckResult]:
+    """The same results, with the findings of accepted checks set apart.
+
+    Args:
+        accepted: names of checks; those that are not of `ACCEPTABLE_CHECKS` accept nothing.
+    """
+    return [
+        replace(result, findings=(), accepted=result.findings)
+        if _is_accepted(result.check, accepted)
+        else result
+        for result in results
+    ]
+
+
+def refuse(
+    findings: Sequence[Finding],
+    stage: str,
+    accepted: Collection[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """End the stage if there is any finding that is not accepted.
+
+    Args:
+        accepted: as in `accept`.
+        say: is told a warning for each finding that is accepted.
 
     Raises:
-        CkdEhrError: lists every finding with its count and its remedy.
+        CkdEhrError: lists every finding that is not accepted, with its count and its remedy.
     """
-    if not findings:
+    known = [finding for finding in findings if _is_accepted(finding.check, accepted)]
+    if say is not None:
+        for finding in known:
+            say(f"warning: accepted finding: {_told(finding)}")
+    refused = [finding for finding in findings if finding not in known]
+    if not refused:
         return
     lines = [
-        f"{number}. {finding.check}: {finding.rows:,} {finding.problem}; {finding.remedy}"
-        for number, finding in enumerate(findings, start=1)
+        f"{number}. {_told(finding)}; {finding.remedy}"
+        for number, finding in enumerate(refused, start=1)
     ]
-    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    count = "1 finding" if len(refused) == 1 else f"{len(refused)} findings"
     raise CkdEhrError(
         "\n".join([f"leak audit of stage '{stage}': {count}; this run must not be used", *lines])
     )
+
+
+def _is_accepted(check: str, accepted: Collection[str]) -> bool:
+    return check in accepted and check in ACCEPTABLE_CHECKS
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.check}: {finding.rows:,} {finding.problem}"

@@ -2,8 +2,10 @@
 
 In: the narratives' files and the cohort they tell of. Out: a result for each check. Ignores: how
 texts are written. A span of a diagnosis, drug or procedure must be a code of its history visit
-(`visit_index`, the oldest is 0). Dates, distances in time, deaths and readmissions must not stand
-outside the concepts, the next visit's id nowhere.
+(`visit_index`, the oldest is 0), in the words that this code always has: what depends on the code
+alone cannot tell of the next visit. Outside these spans, in demographics too, must not stand dates,
+distances in time, deaths, readmissions, nor the next visit's id and titles. Within them numbers
+and words of the kind are part of a title.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from ckd_ehr.data.audit.findings import CheckResult, Finding, SqlCheck, findings
 from ckd_ehr.data.audit.tables import ITEM_KEY, open_cohort, scan
 
 STAGE = "knowledge"
-# Words of the text outside concept spans: a disease's own title may speak of death.
+# Words of the text outside spans of codes: a disease's own title may speak of death.
 _TOLD_LATER = "|".join(
     (
         r"\bre-?admi(?:t|ssion)\w*",
@@ -30,6 +32,8 @@ _TOLD_LATER = "|".join(
 )
 # Shorter ids and titles may stand in a text by chance.
 _SHORTEST_ID, _SHORTEST_TITLE = 5, 8
+# Titles come into texts as one line of printable characters.
+_PLAIN = r"trim(regexp_replace(lower({}), '[\p{{Z}}\p{{C}}]+', ' ', 'g'))"
 _AGAIN = "delete the stage's folder and run again; if it comes back, report it with the config"
 _WORDING = (
     "a field that the source gives as words (admission type, ethnicity, a title) tells of what "
@@ -71,22 +75,40 @@ CHECKS = (
         "WHERE NOT from_knowledge AND NOT of_the_patient",
     ),
     SqlCheck(
+        "one wording a code",
+        "spans show words that are neither a title of their code nor what it is called elsewhere",
+        _AGAIN,
+        "SELECT unnest(range(shown)) FROM (SELECT item, words, shown, row_number() OVER "
+        "(PARTITION BY item ORDER BY shown DESC, words) AS place FROM unusual_words) "
+        "WHERE place > 1",
+    ),
+    SqlCheck(
+        "titles of the next visit in spans",
+        "codes of a single pair are called by the title of a code that only its next visit has",
+        _AGAIN,
+        "SELECT 1 FROM unusual_words JOIN future ON future.pair_no = only_pair "
+        "JOIN titles ON titles.item = future.item "
+        f"WHERE length(title) >= {_SHORTEST_TITLE} AND contains(words, title) AND NOT EXISTS ("
+        "SELECT 1 FROM titles AS own WHERE own.item = unusual_words.item "
+        "AND contains(own.title, titles.title))",
+    ),
+    SqlCheck(
         "ids of the next visit",
         "texts hold the id of the next visit",
-        "take ids out of the titles that the source gives, then run again",
-        f"SELECT 1 FROM narratives JOIN pairs USING (pair_id) WHERE "
-        f"length(next_visit_id) >= {_SHORTEST_ID} AND contains(text, next_visit_id) "
-        r"AND regexp_matches(text, '\b' || regexp_escape(next_visit_id) || '\b')",
+        _WORDING,
+        f"SELECT 1 FROM frames JOIN pairs USING (pair_no) WHERE "
+        f"length(next_visit_id) >= {_SHORTEST_ID} AND contains(frame, next_visit_id) "
+        r"AND regexp_matches(frame, '\b' || regexp_escape(next_visit_id) || '\b')",
     ),
     SqlCheck(
         "times, deaths, readmissions in texts",
-        "texts tell a date, a distance in time, a death or a readmission outside concepts",
+        "texts tell a date, a distance in time, a death or a readmission outside codes",
         _WORDING,
         f"SELECT 1 FROM frames WHERE regexp_matches(frame, '{_TOLD_LATER}', 'i')",
     ),
     SqlCheck(
         "titles of the next visit in texts",
-        "texts hold outside concepts the title of a code that only the next visit has",
+        "texts hold outside codes the title of a code that only the next visit has",
         _WORDING,
         "SELECT 1 FROM frames JOIN future USING (pair_no) JOIN codes USING (item) "
         f"WHERE length(title) >= {_SHORTEST_TITLE} AND contains(lower(frame), lower(title))",
@@ -94,8 +116,9 @@ CHECKS = (
 )
 
 # shown: what each history visit has, by its position. future: what only the next visit has.
-# frames: texts without concepts.
-_TABLES = """
+# frames: texts without spans of codes. words: what each code is called; unusual_words: other than
+# by a title that the source gives it, or by itself; only_pair: where it is called so nowhere else.
+_TABLES = f"""
     CREATE VIEW shown AS
         SELECT pair_no, CAST(visit_index AS SMALLINT) AS visit_index, item
         FROM histories JOIN stays USING (visit_id) JOIN items USING (visit_no);
@@ -106,12 +129,32 @@ _TABLES = """
     CREATE TABLE keys AS SELECT pair_id, pair_no FROM pairs;
     CREATE TABLE spans (pair_no BIGINT, visit_index SMALLINT, item UBIGINT,
         from_knowledge BOOLEAN, of_the_patient BOOLEAN, outside BOOLEAN);
-    CREATE TABLE frames (pair_no BIGINT, frame VARCHAR);"""
+    CREATE TABLE frames (pair_no BIGINT, frame VARCHAR);
+    CREATE TABLE words (
+        item UBIGINT, words VARCHAR, shown BIGINT, first_pair BIGINT, last_pair BIGINT);
+    CREATE TABLE titles AS
+        SELECT DISTINCT item, {_PLAIN.format("title")} AS title FROM (
+            SELECT {ITEM_KEY} AS item, title FROM coded WHERE title IS NOT NULL);
+    CREATE VIEW unusual_words AS
+        SELECT item, words, sum(shown)::BIGINT AS shown,
+            if(min(first_pair) = max(last_pair), min(first_pair), NULL) AS only_pair
+        FROM words ANTI JOIN (
+            FROM titles UNION ALL SELECT item, {_PLAIN.format("code")} AS title FROM codes
+        ) AS own ON own.item = words.item AND own.title = words.words
+        GROUP BY item, words;"""
 _ADD_SPANS = f"""
     INSERT INTO spans
     SELECT pair_no, visit_index, {ITEM_KEY}, from_knowledge, kind = 'demographics',
         "start" < 0 OR "end" <= "start" OR "end" > size
     FROM batch_spans JOIN keys USING (pair_id)"""
+_ADD_WORDS = f"""
+    INSERT INTO words
+    SELECT {ITEM_KEY} AS item, {_PLAIN.format("words")} AS words, count(*), min(pair_no),
+        max(pair_no)
+    FROM batch_spans JOIN keys USING (pair_id)
+    WHERE kind <> 'demographics' AND NOT from_knowledge
+        AND "start" >= 0 AND "end" > "start" AND "end" <= size
+    GROUP BY 1, 2"""
 _ADD_FRAMES = "INSERT INTO frames SELECT pair_no, frame FROM batch_frames JOIN keys USING (pair_id)"
 _SPAN_FIELDS = ("start", "end", "kind", "system", "code", "visit_index", "from_knowledge")
 _UNREAD = ("reader", "concept_id", "concepts_cut")
@@ -144,22 +187,29 @@ def narrative_checks(narratives: Sequence[Path], cohort: Path) -> list[CheckResu
 
 
 def _add(connection: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> None:
-    """Enter the spans and frames of some narratives."""
-    ids, lists = batch.column("pair_id"), batch.column("spans")
+    """Enter the spans, words and frames of some narratives."""
+    ids, texts, lists = batch.column("pair_id"), batch.column("text"), batch.column("spans")
     spans, owners = lists.flatten(), pc.list_parent_indices(lists)
+    plain = texts.to_pylist()
+    starts, ends = spans.field("start").to_pylist(), spans.field("end").to_pylist()
+    texts_of_spans = zip(owners.to_pylist(), starts, ends, strict=True)
+    words = [plain[owner][max(start, 0) : end] for owner, start, end in texts_of_spans]
     columns = {name: spans.field(name) for name in _SPAN_FIELDS}
-    columns |= {"pair_id": ids.take(owners)}
-    columns |= {"size": pc.utf8_length(batch.column("text")).take(owners)}
+    columns |= {"pair_id": ids.take(owners), "words": pa.array(words, pa.string())}
+    columns |= {"size": pc.utf8_length(texts).take(owners)}
     connection.register("batch_spans", pa.table(columns))
     connection.execute(_ADD_SPANS)
-    edges = zip(
-        batch.column("text").to_pylist(),
-        pa.ListArray.from_arrays(lists.offsets, spans.field("start")).to_pylist(),
-        pa.ListArray.from_arrays(lists.offsets, spans.field("end")).to_pylist(),
-        strict=True,
+    connection.execute(_ADD_WORDS)
+    edges: list[tuple[list[int], list[int]]] = [([], []) for _ in plain]
+    of_codes = pc.not_equal(spans.field("kind"), "demographics").to_pylist()
+    for owner, start, end, cut in zip(owners.to_pylist(), starts, ends, of_codes, strict=True):
+        if cut:
+            edges[owner][0].append(start)
+            edges[owner][1].append(end)
+    frames = [frame_of(text, *edge) for text, edge in zip(plain, edges, strict=True)]
+    connection.register(
+        "batch_frames", pa.table({"pair_id": ids, "frame": pa.array(frames, pa.string())})
     )
-    frames = pa.array([frame_of(*edge) for edge in edges], pa.string())
-    connection.register("batch_frames", pa.table({"pair_id": ids, "frame": frames}))
     connection.execute(_ADD_FRAMES)
 
 

@@ -11,8 +11,8 @@ from ckd_ehr.contracts.manifests import read_manifest
 from ckd_ehr.contracts.runs import RunDirectory
 from ckd_ehr.data.audit import fitted, narratives
 from ckd_ehr.data.audit.cohort import cohort_checks
-from ckd_ehr.data.audit.findings import CheckResult
-from ckd_ehr.data.sources.dataset import has_synthetic_times
+from ckd_ehr.data.audit.findings import CheckResult, accept
+from ckd_ehr.data.sources.dataset import has_shifted_times, has_synthetic_times
 
 READERS = ("teacher", "student")
 
@@ -30,13 +30,14 @@ def audit_run(directory: RunDirectory) -> list[CheckResult]:
         events,
         shift_expected=config.splits.may_shift,
         synthetic_times=has_synthetic_times(events),
+        shifted_times=has_shifted_times(events),
         phenotypes=config.labels.selected,
         memory_limit=config.engine.memory_limit,
     )
     results += _narratives(directory, cohort)
     for stage in fitted.STAGES:
         results += _fitted(directory, cohort, stage)
-    return results
+    return accept(results, config.audit.accept)
 
 
 def _narratives(directory: RunDirectory, cohort: Path) -> list[CheckResult]:

@@ -98,10 +98,16 @@ CHECKS = (
     ),
     SqlCheck(
         "unlabelled pairs in train",
-        "unlabelled pairs stand outside train or follow a death",
+        "unlabelled pairs stand outside train",
         _REPORT,
-        "SELECT 1 FROM pairs JOIN stays ON stays.visit_id = history[-1] "
-        "WHERE (labels IS NULL AND split <> 'train') OR (next_visit_id IS NULL AND died)",
+        "SELECT 1 FROM pairs WHERE labels IS NULL AND split <> 'train'",
+    ),
+    SqlCheck(
+        "no prediction after death",
+        "histories end with the patient's death",
+        "who has died has no next visit: check what the source's tables give as died, delete the "
+        "folders of the stages events and cohort, and run again",
+        "SELECT 1 FROM pairs JOIN stays ON stays.visit_id = history[-1] WHERE died",
     ),
 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.data.sources.tables import quoted
+from ckd_ehr.data.sources.tables import file_literal, quoted
 
 MEMORY_LIMIT = "1GB"
 MOST_THREADS = 4  # each needs a share of the memory
@@ -78,5 +78,5 @@ def scan(files: list[Path]) -> str:
     for path in files:
         if not path.is_file():
             raise CkdEhrError(f"{path}: missing; run the stage that writes it")
-    listed = ", ".join(quoted(str(path)) for path in files)
+    listed = ", ".join(file_literal(path) for path in files)
     return f"SELECT * FROM read_parquet([{listed}], file_row_number = true)"

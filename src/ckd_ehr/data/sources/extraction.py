@@ -51,7 +51,13 @@ class Ledger:
         self._read[table] = self._read.get(table, 0) + rows
 
     def leave_out(self, table: str, reason: str, rows: int) -> None:
-        """Enter and say how many rows were left out; `reason` completes "3 rows …"."""
+        """Enter and say how many rows were left out; `reason` completes "3 rows …".
+
+        Raises:
+            CkdEhrError: fewer rows than none.
+        """
+        if rows < 0:
+            raise CkdEhrError(f"{table}: {rows} rows {reason} left out; report this")
         if rows:
             reasons = self._left_out.setdefault(table, {})
             reasons[reason] = reasons.get(reason, 0) + rows
@@ -61,15 +67,16 @@ class Ledger:
         """Table → rows read, rows used, rows left out by reason; equal rows are used alike.
 
         Raises:
-            CkdEhrError: more rows of a table were left out than it has.
+            CkdEhrError: of a table, more rows were left out or used than were read.
         """
         described: dict[str, dict[str, object]] = {}
-        for table, rows in self._read.items():
-            reasons = self._left_out.get(table, {})
+        for table in self._read | self._left_out:
+            rows, reasons = self._read.get(table, 0), self._left_out.get(table, {})
             used = rows - sum(reasons.values())
-            if used < 0:
+            if not 0 <= used <= rows:
                 raise CkdEhrError(
-                    f"{table}: {sum(reasons.values())} rows left out of {rows}; report this"
+                    f"{table}: {rows} rows read, {used} used, {sum(reasons.values())} left out; "
+                    "report this"
                 )
             described[table] = {"read": rows, "used": used, "left_out": dict(reasons)}
         return described

@@ -193,11 +193,29 @@ def _parts_of(record: object, keys: Mapping[str, str]) -> tuple[str, str, int | 
     listed = read_answer(_printable(answer))
     if listed is None:
         return NO_ANSWER
-    given = record.get(keys["subject_id"])
-    if isinstance(given, bool) or not isinstance(given, (str, int, float, type(None))):
+    written = _written_id(record.get(keys["subject_id"]))
+    if written is None:
         return NO_ID
-    written = "" if given is None else str(given).strip()
     return _printable(prompt), listed, _number_of(written) if written else None
+
+
+def _written_id(given: object) -> str | None:
+    """A patient id as text, empty where there is none; None for what names nobody.
+
+    >>> [_written_id(given) for given in (" a7 ", 12, 12.0, None)]
+    ['a7', '12', '12', '']
+    >>> [_written_id(given) for given in (1.5, float("nan"), True, [12], chr(0xD800))]
+    [None, None, None, None, None]
+    """
+    if given is None:
+        return ""
+    if isinstance(given, float) and given.is_integer():
+        return str(int(given))
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        return None
+    written = str(given).strip()
+    # Half of a character's two UTF-16 units is no text, and has no bytes to hash.
+    return None if any("\ud800" <= c <= "\udfff" for c in written) else written
 
 
 def _printable(text: str) -> str:

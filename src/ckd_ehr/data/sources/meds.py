@@ -22,7 +22,6 @@ from ckd_ehr.data.sources.extraction import Extraction, TableStatus
 from ckd_ehr.data.sources.meds_files import (
     EVENTS_TABLE,
     MedsFiles,
-    count_disorder,
     dataset_root,
     describe_files,
     event_paths,
@@ -34,6 +33,7 @@ from ckd_ehr.data.sources.meds_files import (
 )
 from ckd_ehr.data.sources.meds_roles import add_roles
 from ckd_ehr.data.sources.meds_stays import add_stays, place_events
+from ckd_ehr.data.sources.meds_times import STRANGE, count_disorder
 from ckd_ehr.data.sources.stay_tables import ETHNICITY_GROUP
 from ckd_ehr.data.sources.tables import connect, count, file_digests
 
@@ -44,22 +44,24 @@ METADATA = {
 }
 CODED = ("diagnosis", "medication", "procedure")
 SHOWN_PREFIXES = 8
-# What may be shown of a code: the rule by which it is not read, its first part, or all of it if it
-# reads like a constant. Anything else could be free text, as a first part of one code alone.
-_CONSTANT = "^[A-Z][A-Z0-9_]{0,39}$"
-_PART = f"""CASE
-    WHEN skipped IS NOT NULL THEN skipped
-    WHEN regexp_matches(code, '^[^/]{{1,40}}/') THEN regexp_extract(code, '^[^/]+')
-    WHEN regexp_matches(code, '{_CONSTANT}') THEN code END"""
+# What may be shown of a code: the rule by which it is not read, or its first part if that is a word
+# and of several patients. Anything else could be an identifier or free text.
+SHOWN_PATIENTS = 5
+_WORD = "^[A-Za-z][A-Za-z_ ]{1,39}$"
+# A bit for each of 61 groups of patients: where some are set, at least as many patients are. That
+# is known in one pass, without a row for each patient of a code.
+_PATIENTS = "bit_or(CAST(1 AS BIGINT) << (((subject_id % 61) + 61) % 61))"
 # One row for equal events; one for all times at which a stay had the same drug.
-_GATHER = """
+_GATHER = f"""
     CREATE TABLE raw AS
     SELECT subject_id, id, role, min(time) AS time, visit_id AS visit,
+        coalesce(time = {STRANGE}, false) AS strange,
         min(coalesce(seq_num, if(ranked, numeric_value, NULL))) AS place,
-        max(numeric_value) AS number, min(race) AS race, max("end") AS ended, count(*) AS copies
-    FROM ({events}) JOIN kept USING (code)
+        max(numeric_value) AS number, min(race) AS race,
+        max(nullif("end", {STRANGE})) AS ended, count(*) AS copies
+    FROM ({{events}}) JOIN kept USING (code)
     WHERE subject_id IS NOT NULL
-    GROUP BY subject_id, id, role, visit_id, time IS NULL,
+    GROUP BY subject_id, id, role, visit_id, time IS NULL, strange,
         if(role = 'medication' AND visit_id IS NOT NULL, NULL, time)"""
 _USABLE = f"NOT refused AND (value IS NOT NULL OR role NOT IN {(*CODED, 'sex')})"
 
@@ -94,14 +96,16 @@ def extract(extraction: Extraction) -> None:
     with connect(extraction.folder, extraction.memory_limit) as connection:
         open_events(connection)
         load_code_metadata(connection, found.root)
-        with readable_files(found.files):
+        with readable_files(found.files, found.time_columns):
             _gather(connection, extraction, found)
+        _leave_out_strange_times(connection, extraction, found)
         _refuse_without_diagnoses(connection, found)
         add_stays(connection, extraction, found)
         _refuse_without_stays(connection, found)
         place_events(connection, extraction)
         _add_patients(connection, extraction)
         _add_stay_facts(connection, has_race=found.names["race"] is not None)
+        _say_contradictions(connection, extraction)
         _add_coded(connection)
         write_dataset(
             connection,
@@ -127,7 +131,8 @@ def _introduce(extraction: Extraction, found: MedsFiles, facts: dict[str, object
     for zone in filter(None, found.zones):
         where = found.timezone or f"{zone}, as written (data.timezone moves them)"
         extraction.say(f"times state the time zone {zone}; their wall time is kept in {where}")
-    unordered, spread = count_disorder(found)
+    subject, time = (str(found.names[column]) for column in ("subject_id", "time"))
+    unordered, spread = count_disorder(found.files, subject, time)
     if unordered:
         extraction.say(f"note: {unordered:,} files are not in order of patient and time; sorted")
     if spread:
@@ -144,13 +149,17 @@ def _gather(
         raise CkdEhrError(f"{found.root}: the dataset has no events; make it again")
     connection.execute(f"CREATE VIEW source AS {found.select()}")
     connection.execute(
-        "CREATE TABLE codes AS SELECT row_number() OVER (ORDER BY code) AS id, code, rows "
-        "FROM (SELECT code, count(*) AS rows FROM source "
+        "CREATE TABLE codes AS SELECT row_number() OVER (ORDER BY code) AS id, * "
+        f"FROM (SELECT code, count(*) AS rows, {_PATIENTS} AS patients FROM source "
         "WHERE subject_id IS NOT NULL AND trim(code) <> '' GROUP BY code)"
     )
     usable = count(connection, "SELECT sum(rows) FROM codes")
     extraction.ledger.leave_out(EVENTS_TABLE, "without patient or code", rows - usable)
-    add_roles(connection, extraction.settings.meds.roles)
+    for prefix in add_roles(connection, extraction.settings.meds.roles):
+        extraction.say(
+            f"note: the rule {prefix} of data.meds.roles reads no code: none begins so, or a "
+            "longer rule reads it"
+        )
     _leave_out_codes(connection, extraction)
     connection.execute(
         f"CREATE TABLE kept AS SELECT * FROM roles WHERE role IS NOT NULL AND {_USABLE}"
@@ -173,6 +182,22 @@ def _leave_out_codes(connection: duckdb.DuckDBPyConnection, extraction: Extracti
         extraction.ledger.leave_out(EVENTS_TABLE, reason, rows)
 
 
+def _leave_out_strange_times(
+    connection: duckdb.DuckDBPyConnection, extraction: Extraction, found: MedsFiles
+) -> None:
+    """Drop and count events outside the years 1 to 9999; refuse a column without any inside."""
+    rows = count(connection, "SELECT sum(copies) FROM raw WHERE strange")
+    if rows and not count(connection, "SELECT count(time) FROM raw WHERE NOT strange"):
+        kinds = {str(found.type_of("time", schema)) for schema in found.schemas}
+        raise CkdEhrError(
+            f"{EVENTS_TABLE}: column '{found.names['time']}' is of type "
+            f"{', '.join(sorted(kinds))}, in which none of its numbers lies in the years 1 to "
+            "9999; they may be of another unit: write times as timestamp[us]"
+        )
+    extraction.ledger.leave_out(EVENTS_TABLE, "with a time outside the years 1 to 9999", rows)
+    connection.execute("DELETE FROM raw WHERE strange")
+
+
 def _rows_of_codes(connection: duckdb.DuckDBPyConnection, condition: str) -> int:
     return count(connection, f"SELECT sum(rows) FROM codes JOIN roles USING (id) WHERE {condition}")
 
@@ -180,10 +205,10 @@ def _rows_of_codes(connection: duckdb.DuckDBPyConnection, condition: str) -> int
 def _unread_parts(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
     """First parts of codes without a role and their events, the most frequent first."""
     found = connection.execute(
-        f"SELECT {_PART} AS part, sum(rows) AS rows "
+        "SELECT coalesce(skipped, split_part(code, '/', 1)) AS part, sum(rows) AS rows "
         "FROM codes JOIN roles USING (id, code) WHERE role IS NULL GROUP BY part "
-        "HAVING part IS NOT NULL AND (count(*) > 1 OR bool_or(skipped IS NOT NULL) "
-        f"OR regexp_matches(part, '{_CONSTANT}')) ORDER BY rows DESC, part"
+        f"HAVING bool_or(skipped IS NOT NULL) OR (regexp_matches(part, '{_WORD}') "
+        f"AND bit_count(bit_or(patients)) >= {SHOWN_PATIENTS}) ORDER BY rows DESC, part"
     ).fetchall()
     return [(part, int(rows)) for part, rows in found]
 
@@ -266,6 +291,26 @@ def _add_stay_facts(connection: duckdb.DuckDBPyConnection, *, has_race: bool) ->
             FROM cells LEFT JOIN stated USING (visit) LEFT JOIN persons USING (subject_id))
         SELECT subject_id, admit_time, '{ETHNICITY}//' || ethnicity, NULL, visit
         FROM groups WHERE ethnicity IS NOT NULL""")
+
+
+def _say_contradictions(connection: duckdb.DuckDBPyConnection, extraction: Extraction) -> None:
+    """How many patients are said to be several things that a person is one of."""
+    facts = {
+        "sex; the first in the alphabet is taken": "SELECT subject_id, value AS fact "
+        "FROM raw JOIN roles USING (id) WHERE raw.role = 'sex' AND value <> 'UNKNOWN'",
+        "day of birth; the earliest is taken": "SELECT subject_id, CAST(time AS DATE) AS fact "
+        "FROM raw WHERE role = 'birth' AND time IS NOT NULL",
+        "ethnicity; a stay keeps its own": "SELECT subject_id, code AS fact FROM events WHERE "
+        f"starts_with(code, '{ETHNICITY}//') AND code <> '{ETHNICITY}//UNKNOWN'",
+    }
+    for fact, query in facts.items():
+        patients = count(
+            connection,
+            f"SELECT count(*) FROM (SELECT subject_id FROM ({query}) GROUP BY subject_id "
+            "HAVING count(DISTINCT fact) > 1)",
+        )
+        if patients:
+            extraction.say(f"note: {patients:,} patients have more than one {fact}")
 
 
 def _add_coded(connection: duckdb.DuckDBPyConnection) -> None:

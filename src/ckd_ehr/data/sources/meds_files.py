@@ -7,14 +7,12 @@ what the codes mean. No error carries a cell's content.
 
 import contextlib
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import meds
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,7 +21,13 @@ from pyarrow import types
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json
-from ckd_ehr.data.sources.tables import FULL_TEXT, check_renames, explain_unreadable, quoted
+from ckd_ehr.data.sources.meds_times import is_time, refuse_other_units, wall_time
+from ckd_ehr.data.sources.tables import (
+    FULL_TEXT,
+    check_renames,
+    explain_unreadable,
+    file_literal,
+)
 
 EVENTS_TABLE = "data"
 # MEDS 0.3.0 calls subjects patients.
@@ -47,7 +51,6 @@ _NULLS: Mapping[str, str] = {
     "seq_num": "FLOAT",
     "end": "TIMESTAMP",
 }
-_FIXED_OFFSET = re.compile(r"([+-])(\d{2}):?(\d{2})")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class MedsFiles:
         return sorted(zones, key=lambda zone: zone or "")
 
     @property
+    def time_columns(self) -> list[str]:
+        """The names of the columns that hold times."""
+        return [name for column in ("time", "end") if (name := self.names[column]) is not None]
+
+    @property
     def rows(self) -> int:
         """How many events the files hold, by their footers."""
         return sum(pq.read_metadata(path).num_rows for path in self.files)
@@ -95,7 +103,7 @@ class MedsFiles:
             "" if only is None else f" WHERE CAST({code} AS VARCHAR) IN (SELECT code FROM {only})"
         )
         return " UNION ALL ".join(
-            f"SELECT {columns} FROM read_parquet([{', '.join(quoted(str(p)) for p in paths)}], "
+            f"SELECT {columns} FROM read_parquet([{', '.join(map(file_literal, paths))}], "
             f"hive_partitioning = false){rows}"
             for columns, paths in groups.items()
         )
@@ -192,7 +200,7 @@ def load_code_metadata(connection: duckdb.DuckDBPyConnection, root: Path) -> Non
             f"{path.name}: column 'code' is missing (found: {', '.join(schema.names)}); write it "
             "as MEDS has it, or delete the file and do without titles"
         )
-    source = f"read_parquet({quoted(str(path))})"
+    source = f"read_parquet({file_literal(path)})"
     with readable_files([path]):
         if "description" in schema.names and _is_text(schema.field("description").type):
             # MEDS-Extract joins titles of several origins by line breaks.
@@ -209,22 +217,12 @@ def load_code_metadata(connection: duckdb.DuckDBPyConnection, root: Path) -> Non
             )
 
 
-def count_disorder(found: MedsFiles) -> tuple[int, int]:
-    """How many files are not in order of patient and time, and how many patients several hold."""
-    unordered, subjects = 0, []
-    columns = [str(found.names[column]) for column in ("subject_id", "time")]
-    for path in found.files:
-        runs, backwards = _runs(path, columns)
-        distinct = np.unique(runs)
-        unordered += backwards or len(distinct) < len(runs)
-        subjects.append(distinct)
-    _, files_of = np.unique(np.concatenate(subjects), return_counts=True)
-    return unordered, int((files_of > 1).sum())
-
-
 @contextlib.contextmanager
-def readable_files(files: Sequence[Path]) -> Iterator[None]:
-    """Turn a failed read into an error that names the file which cannot be read."""
+def readable_files(files: Sequence[Path], times: Sequence[str] = ()) -> Iterator[None]:
+    """Turn a failed read into an error that names the file which cannot be read.
+
+    `times` names the columns of times, which may be of another unit than they say.
+    """
     try:
         yield
     except duckdb.Error as error:
@@ -232,8 +230,8 @@ def readable_files(files: Sequence[Path]) -> Iterator[None]:
             raise
         for path in files:
             try:
-                for _ in pq.ParquetFile(path).iter_batches():
-                    pass
+                for batch in pq.ParquetFile(path).iter_batches():
+                    refuse_other_units(batch, times, path)
             except (pa.ArrowException, OSError):
                 raise explain_unreadable(path) from None
         raise
@@ -290,7 +288,7 @@ def _refuse_other_formats(found: MedsFiles, path: Path, schema: pa.Schema) -> No
             )
     checks = {
         "subject_id": (types.is_integer, "int64: number the patients first"),
-        "time": (_is_time, "timestamp[us]: write times as that"),
+        "time": (is_time, "timestamp[us]: write times as that"),
         "code": (_is_text, "string: write codes as text"),
         "numeric_value": (_is_number, "float32: write what is no number into text_value"),
     }
@@ -309,7 +307,11 @@ def _expression(
         return f"CAST(NULL AS {_NULLS.get(column, 'VARCHAR')})"
     cell = _quoted(name)
     if column in ("time", "end"):
-        return _wall_time(cell, kind, timezone)
+        return wall_time(cell, kind, timezone)
+    if column in ("numeric_value", "seq_num"):
+        # pandas writes NaN for what it does not know.
+        number = f"try_cast({cell} AS {_NULLS[column]})"
+        return f"if(isfinite({number}), {number}, NULL)"
     if column in _NULLS:
         return f"try_cast({cell} AS {_NULLS[column]})"
     plain = f"CAST({cell} AS VARCHAR)"
@@ -323,59 +325,10 @@ def _expression(
     return f"regexp_replace({text}, '^([0-9]+)[.]0*$', '\\1')"
 
 
-def _wall_time(cell: str, kind: pa.DataType, timezone: str | None) -> str:
-    zone = kind.tz if types.is_timestamp(kind) else None
-    if zone is None:
-        return f"try_cast({cell} AS TIMESTAMP)"
-    instant = f"CAST({cell} AS TIMESTAMPTZ)"
-    fixed = _FIXED_OFFSET.fullmatch(zone)
-    if timezone is None and fixed:
-        sign, hours, minutes = fixed.groups()
-        shift = int(f"{sign}1") * (60 * int(hours) + int(minutes))
-        return f"timezone('UTC', {instant}) + INTERVAL ({shift}) MINUTE"
-    return f"timezone({quoted(timezone or zone)}, {instant})"
-
-
-def _runs(
-    path: Path, columns: Sequence[str]
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bool]:
-    """The patient of each run of rows with one patient, and whether time goes back in a run."""
-    runs, backwards = [np.empty(0, np.int64)], False
-    last = np.empty((2, 0), np.int64)
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(columns=list(dict.fromkeys(columns))):
-            if not batch.num_rows:
-                continue
-            rows = np.concatenate([last, _subjects_and_times(batch, columns)], axis=1)
-            same = rows[0, 1:] == rows[0, :-1]
-            backwards = backwards or bool((same & (rows[1, 1:] < rows[1, :-1])).any())
-            starts = rows[0, 1:][~same] if last.size else rows[0][np.append(True, ~same)]
-            runs.append(starts)
-            last = rows[:, -1:]
-    except (pa.ArrowException, OSError):
-        raise explain_unreadable(path) from None
-    return np.concatenate(runs), backwards
-
-
-def _subjects_and_times(
-    batch: pa.RecordBatch, columns: Sequence[str]
-) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Both as whole numbers, (2, rows); a null is the least of all."""
-    subjects, times = (batch.column(name) for name in columns)
-    unit = times.type if types.is_timestamp(times.type) else pa.timestamp("us")
-    numbers = [subjects.cast(pa.int64(), safe=False), times.cast(unit).cast(pa.int64())]
-    least = np.iinfo(np.int64).min
-    return np.stack([pc.fill_null(column, least).to_numpy(False) for column in numbers])
-
-
 def _is_text(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(types.is_timestamp(kind) or types.is_date(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

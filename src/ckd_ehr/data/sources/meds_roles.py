@@ -148,15 +148,18 @@ _FINEST = (
 _ICD = "upper(regexp_replace(value, '[\\s.]', '', 'g'))"
 
 
-def add_roles(connection: duckdb.DuckDBPyConnection, rules: Mapping[str, MedsRule]) -> None:
+def add_roles(connection: duckdb.DuckDBPyConnection, rules: Mapping[str, MedsRule]) -> list[str]:
     """Make the table `roles` of the tables `codes` (id, code) and `parents` (code, parent).
 
     Its columns: id, code, role (null: not read), system, value (null: the code gives none),
     skipped (the prefix of the rule that says not to read it), ranked (`numeric_value` is the place
     on the bill), refused (of a drug that was not given), ours (the code of the events to write).
-    `rules` come on top of the built-in ones.
+    `rules` come on top of the built-in ones, in place of those with the same prefix, with or
+    without its last slashes. Returns the prefixes of those that read no code.
     """
-    connection.register("rule_rows", _rule_rows({**BUILT_IN, **rules}))
+    given = {prefix.rstrip("/") for prefix in rules}
+    built_in = {p: rule for p, rule in BUILT_IN.items() if p.rstrip("/") not in given}
+    connection.register("rule_rows", _rule_rows({**built_in, **rules}))
     connection.execute("CREATE TABLE rules AS SELECT * FROM rule_rows")
     connection.unregister("rule_rows")
     _match(connection)
@@ -179,11 +182,16 @@ def add_roles(connection: duckdb.DuckDBPyConnection, rules: Mapping[str, MedsRul
         f"UPDATE roles SET ours = CASE role {own} END || '//' || system || '//' || value "
         "WHERE system IS NOT NULL"
     )
+    used = {
+        prefix for (prefix,) in connection.execute("SELECT DISTINCT prefix FROM matched").fetchall()
+    }
+    return [prefix for prefix in rules if prefix not in used]
 
 
 def _rule_rows(rules: Mapping[str, MedsRule]) -> pa.Table:
+    own = {prefix.rstrip("/") for prefix in _OWN}
     rows = [
-        {"prefix": prefix, **rule.model_dump(), "ranked": prefix in _OWN}
+        {"prefix": prefix, **rule.model_dump(), "ranked": prefix.rstrip("/") in own}
         for prefix, rule in rules.items()
     ]
     return pa.Table.from_pylist(rows, _RULES)
@@ -206,7 +214,8 @@ def _match(connection: duckdb.DuckDBPyConnection) -> None:
             SELECT id, min(rule) AS rule FROM by_parent
             WHERE rule.system IN {ICD_SYSTEMS} GROUP BY id HAVING count(DISTINCT rule) = 1),
         by_rule AS (SELECT * FROM by_code UNION ALL SELECT * FROM by_one_parent)
-        SELECT id, code, nullif(rule.role, 'none') AS role, rule.system AS system,
+        SELECT id, code, rule.prefix AS prefix, rule.system AS system,
+            nullif(rule.role, 'none') AS role,
             nullif(nullif(rule.value, ''), '{UNKNOWN}') AS value,
             if(rule.role = 'none', rtrim(rule.prefix, '/'), NULL) AS skipped,
             coalesce(rule.ranked, false) AS ranked,

@@ -13,6 +13,7 @@ from ckd_ehr.data.sources.meds_files import EVENTS_TABLE, MedsFiles
 from ckd_ehr.data.sources.tables import count
 
 BOUNDS = ("admission", "discharge")
+OLDEST = 130  # years; nobody was ever older than 122
 PLACED = ("diagnosis", "medication", "procedure", "age")
 _STAYS_BY_ID = f"""
     CREATE TABLE stays AS
@@ -65,7 +66,7 @@ _PLACED = """
     CREATE TABLE placed AS
     SELECT raw.id, raw.role, raw.time, raw.place, copies,
         CASE WHEN raw.visit IS NOT NULL THEN stays.visit ELSE places.visit END AS visit,
-        coalesce(number, try_cast(regexp_extract(value, '[0-9]+') AS FLOAT)) AS age,
+        coalesce(number, try_cast(regexp_extract(value, '^-?[0-9]+|[0-9]+') AS FLOAT)) AS age,
         raw.visit IS NOT NULL AS named
     FROM raw JOIN roles USING (id) LEFT JOIN stays USING (visit)
         LEFT JOIN places ON places.subject_id = raw.subject_id AND places.time = raw.time
@@ -113,10 +114,15 @@ def place_events(connection: duckdb.DuckDBPyConnection, extraction: Extraction) 
         )
         extraction.ledger.leave_out(EVENTS_TABLE, reason, rows)
     connection.execute("DELETE FROM placed WHERE visit IS NULL")
-    no_number = "role = 'age' AND age IS NULL"
-    rows = count(connection, f"SELECT sum(copies) FROM placed WHERE {no_number}")
-    extraction.ledger.leave_out(EVENTS_TABLE, "of ages without a number", rows)
-    connection.execute(f"DELETE FROM placed WHERE {no_number}")
+    no_ages = {
+        "of ages without a number": "age IS NULL",
+        f"of ages below 0 or above {OLDEST}": f"age NOT BETWEEN 0 AND {OLDEST}",
+    }
+    for reason, condition in no_ages.items():
+        strange = f"role = 'age' AND {condition}"
+        rows = count(connection, f"SELECT sum(copies) FROM placed WHERE {strange}")
+        extraction.ledger.leave_out(EVENTS_TABLE, reason, rows)
+        connection.execute(f"DELETE FROM placed WHERE {strange}")
     rows = count(
         connection,
         "SELECT sum(copies) FROM raw ANTI JOIN stays USING (visit) "

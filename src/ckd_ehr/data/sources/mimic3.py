@@ -82,7 +82,7 @@ def extract_tables(
         open_events(connection)
         source = StayTables(connection, extraction, root, TABLES, whole_numbers=WHOLE_NUMBERS)
         add_stays(source)
-        add_patients(source, "PATIENTS", times=("dob", "dod"))
+        add_patients(source, "PATIENTS", anchor="CAST(dob AS TIMESTAMP)", times=("dob", "dod"))
         _add_births(source)
         for bill, dictionary, role, system in BILLED:
             code = {"role": role, "code": "icd9_code", "system": quoted(system)}
@@ -105,5 +105,4 @@ def _root(settings: DataConfig) -> Path:
 def _add_births(source: StayTables) -> None:
     source.connection.execute(f"""
         INSERT INTO events
-        SELECT CAST(subject_id AS BIGINT), min(CAST(dob AS TIMESTAMP)), '{BIRTH}', NULL, NULL
-        FROM patients WHERE dob IS NOT NULL GROUP BY ALL""")
+        SELECT subject_id, anchor, '{BIRTH}', NULL, NULL FROM people WHERE anchor IS NOT NULL""")

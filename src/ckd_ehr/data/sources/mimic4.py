@@ -82,6 +82,8 @@ ANCHORS = {
     "anchor_age": "write the age in years, as 64",
     "anchor_year": "write the year, as 2153",
 }
+# In a year y a patient is y + anchor years old.
+ANCHOR = "CAST(anchor_age AS BIGINT) - CAST(anchor_year AS BIGINT)"
 # 1.0 calls ethnicity what 2.0 and later call race.
 STAYS = """
     SELECT * EXCLUDE (race, ethnicity), coalesce(race, ethnicity) AS ethnicity FROM source"""
@@ -117,7 +119,7 @@ def extract(extraction: Extraction) -> None:
             stays_table="admissions",
         )
         add_stays(source, STAYS)
-        add_patients(source, "patients")
+        add_patients(source, "patients", anchor=ANCHOR)
         _add_ages(source)
         for bill, dictionary, role, icd9, icd10 in BILLED:
             system = f"CASE {VERSION} WHEN 9 THEN '{icd9}' ELSE '{icd10}' END"
@@ -180,12 +182,8 @@ def _add_ages(source: StayTables) -> None:
     """
     source.connection.execute("""
         CREATE TABLE ages AS
-        WITH anchors AS (
-            SELECT CAST(subject_id AS BIGINT) AS subject_id,
-                min(CAST(anchor_age AS BIGINT) - CAST(anchor_year AS BIGINT)) AS offset_years
-            FROM patients GROUP BY ALL)
-        SELECT subject_id, hadm_id, admit_time, year(admit_time) + offset_years AS age
-        FROM stays LEFT JOIN anchors USING (subject_id)""")
+        SELECT subject_id, hadm_id, admit_time, year(admit_time) + anchor AS age
+        FROM stays LEFT JOIN people USING (subject_id)""")
     source.connection.execute(
         f"INSERT INTO events SELECT subject_id, admit_time, '{AGE}', age, hadm_id FROM ages "
         f"WHERE age BETWEEN 0 AND {OLDEST}"

@@ -14,10 +14,11 @@ from ckd_ehr.contracts.records import (
     DRUG_NAME,
     ETHNICITY,
     MEDICATION,
+    PROCEDURE,
     SEX,
 )
 from ckd_ehr.data.sources.stay_tables import ETHNICITY_GROUP, StayTables
-from ckd_ehr.data.sources.tables import NUMBER_IDS
+from ckd_ehr.data.sources.tables import NUMBER_IDS, count, wall_time_sql
 
 # Columns of whole numbers, each with what to do about a value that is none.
 WHOLE_NUMBERS = {
@@ -43,17 +44,28 @@ def add_stays(source: StayTables, query: str = "SELECT * FROM source") -> None:
     )
     source.refuse_no_rows(name)
     source.connection.execute(f"""
+        CREATE TABLE read_stays AS
+        SELECT DISTINCT CAST(subject_id AS BIGINT) AS subject_id, hadm_id,
+            CAST(admittime AS TIMESTAMP) AS admit_time,
+            CAST(dischtime AS TIMESTAMP) AS discharge_time,
+            CAST(deathtime AS TIMESTAMP) AS death_time,
+            coalesce(hospital_expire_flag, '0') = '1' OR deathtime IS NOT NULL AS died,
+            upper(admission_type) AS admission_type,
+            upper(discharge_location) AS discharge_location,
+            {ETHNICITY_GROUP} AS ethnicity
+        FROM (SELECT * REPLACE (upper(ethnicity) AS ethnicity) FROM {name.lower()})""")
+    source.connection.execute("""
         CREATE TABLE stays AS
-        SELECT CAST(subject_id AS BIGINT) AS subject_id, hadm_id,
-            min(CAST(admittime AS TIMESTAMP)) AS admit_time,
-            max(CAST(dischtime AS TIMESTAMP)) AS discharge_time,
-            min(CAST(deathtime AS TIMESTAMP)) AS death_time,
-            bool_or(coalesce(hospital_expire_flag, '0') = '1' OR deathtime IS NOT NULL) AS died,
-            min(upper(admission_type)) AS admission_type,
-            min(upper(discharge_location)) AS discharge_location,
-            min({ETHNICITY_GROUP}) AS ethnicity
-        FROM (SELECT * REPLACE (upper(ethnicity) AS ethnicity) FROM {name.lower()}) GROUP BY ALL""")
+        SELECT subject_id, hadm_id, min(admit_time) AS admit_time,
+            max(discharge_time) AS discharge_time, min(death_time) AS death_time,
+            bool_or(died) AS died, min(admission_type) AS admission_type,
+            min(discharge_location) AS discharge_location, min(ethnicity) AS ethnicity
+        FROM read_stays GROUP BY ALL""")
     source.refuse_shared_stays()
+    _say_differing(
+        source, name, "read_stays", "hadm_id",
+        "stays stand in several rows that differ: first admission and last discharge were taken",
+    )  # fmt: skip
     source.connection.execute(f"""
         INSERT INTO events
         SELECT subject_id, admit_time, concat_ws('//', '{ADMISSION}', admission_type), NULL, hadm_id
@@ -67,26 +79,52 @@ def add_stays(source: StayTables, query: str = "SELECT * FROM source") -> None:
         SELECT subject_id, admit_time, '{ETHNICITY}//' || ethnicity, NULL, hadm_id FROM stays""")
 
 
-def add_patients(source: StayTables, name: str, *, times: Sequence[str] = ("dod",)) -> None:
-    """Load the table of patients, and add their sex and death.
+def add_patients(
+    source: StayTables, name: str, *, anchor: str, times: Sequence[str] = ("dod",)
+) -> None:
+    """Load the table of patients, and add their sex and death; make `people`, with `anchor`.
 
     The hour of a death in hospital, where a stay has it, is preferred to the day.
+
+    Args:
+        anchor: what tells the age, in SQL; the least of several becomes `people.anchor`.
+        times: the columns of times.
     """
     source.load(name)
     source.require_times(name, times)
     source.leave_out(name, "without patient", unless="subject_id IS NOT NULL")
     source.connection.execute(f"""
+        CREATE TABLE read_people AS
+        SELECT DISTINCT CAST(subject_id AS BIGINT) AS subject_id, upper(gender) AS sex,
+            CAST(dod AS TIMESTAMP) AS death, {anchor} AS anchor
+        FROM {name.lower()}""")
+    _say_differing(
+        source, name, "read_people", "subject_id",
+        "patients stand in several rows that differ: of each value the least was taken",
+    )  # fmt: skip
+    source.connection.execute("""
+        CREATE TABLE people AS
+        SELECT subject_id, min(sex) AS sex, min(death) AS death, min(anchor) AS anchor
+        FROM read_people GROUP BY ALL""")
+    source.connection.execute(f"""
         INSERT INTO events
-        WITH people AS (
-            SELECT CAST(subject_id AS BIGINT) AS subject_id, min(upper(gender)) AS sex,
-                min(CAST(dod AS TIMESTAMP)) AS death
-            FROM {name.lower()} GROUP BY ALL),
-        deaths AS (SELECT subject_id, min(death_time) AS in_hospital FROM stays GROUP BY subject_id)
+        WITH deaths AS (
+            SELECT subject_id, min(death_time) AS in_hospital FROM stays GROUP BY subject_id)
         SELECT subject_id, NULL, '{SEX}//' || sex, NULL, NULL FROM people WHERE sex IS NOT NULL
         UNION ALL
         SELECT subject_id, coalesce(in_hospital, death), '{DEATH}', NULL, NULL
         FROM people FULL JOIN deaths USING (subject_id)
         WHERE coalesce(in_hospital, death) IS NOT NULL""")
+
+
+def _say_differing(source: StayTables, name: str, rows: str, key: str, problem: str) -> None:
+    """Say how many keys have several of the distinct `rows` read of a table."""
+    differing = count(
+        source.connection,
+        f"SELECT count(*) FROM (SELECT {key} FROM {rows} GROUP BY {key} HAVING count(*) > 1)",
+    )
+    if differing:
+        source.extraction.say(f"{source.path(name).name}: {differing:,} {problem}")
 
 
 def plain_sql(column: str) -> str:
@@ -109,6 +147,7 @@ def add_billing_codes(source: StayTables, name: str, *, role: str, code: str, sy
         "without patient, stay or code",
         unless=f"subject_id IS NOT NULL AND hadm_id IS NOT NULL AND {plain_sql(code)} <> ''",
     )
+    source.leave_out(name, "with a code that is none", unless=_code_sql(role, code))
     source.match_stays(name)
     source.connection.execute(f"""
         INSERT INTO events
@@ -117,6 +156,16 @@ def add_billing_codes(source: StayTables, name: str, *, role: str, code: str, sy
             min(try_cast(seq_num AS FLOAT)), hadm_id
         FROM {table} JOIN stays USING (hadm_id) GROUP BY ALL""")
     source.connection.execute(f"DROP TABLE {table}")
+
+
+def _code_sql(role: str, column: str) -> str:
+    """Whether a code may be one of ICD, in SQL: letters and digits, and among them a digit.
+
+    A procedure of ICD-10 may do without one (GZHZZZZ, group psychotherapy); it never has I or O.
+    """
+    digit = "[0-9A-Z]*[0-9][0-9A-Z]*"
+    shape = f"{digit}|[A-HJ-NP-Z]{{7}}" if role == PROCEDURE else digit
+    return f"regexp_full_match({plain_sql(column)}, '{shape}')"
 
 
 def add_titles(source: StayTables, name: str, *, role: str, code: str, system: str) -> None:
@@ -157,16 +206,18 @@ def add_drugs(source: StayTables, name: str, *, time: str) -> None:
 def _first_given(time: str) -> str:
     """Prescriptions folded while they are read: millions become a fraction.
 
-    Only times that are written alike are folded, so that no other offset from UTC and no text
-    that is no time is lost behind a drug's first time: what follows the seconds is kept apart.
+    Only times that are written alike are folded, so that no other offset from UTC, no text that
+    is no time and no hour of a day is lost behind a drug's first time: what follows the time of
+    day is kept apart, and so are midnights, of which dates are made.
     """
+    offset = "substr(written, if(substr(written, 17, 1) = ':', 20, 17))"
     return f"""
         SELECT if(is_main, subject_id, NULL) AS subject_id, if(is_main, hadm_id, NULL) AS hadm_id,
             if(is_main, drug, NULL) AS drug, is_main,
             coalesce(arg_min(written, read), min(written)) AS {time}, count(*) AS copies
         FROM (
             SELECT subject_id, hadm_id, drug, {time} AS written,
-                try_cast({time} AS TIMESTAMP) AS read,
+                {wall_time_sql(time)} AS read,
                 upper(drug_type) IS NOT DISTINCT FROM 'MAIN' AS is_main
             FROM source)
-        GROUP BY 1, 2, 3, is_main, length(written), substr(written, 20), read IS NULL"""
+        GROUP BY 1, 2, 3, is_main, length(written), {offset}, read = date_trunc('day', read)"""

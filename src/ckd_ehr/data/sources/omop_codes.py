@@ -75,6 +75,9 @@ def read_code(
 ) -> WrittenCode:
     """What a row's code is: by its source concept, else by the form of its source value.
 
+    The form decides without a source concept, and for a diagnosis whose source concept is of
+    another vocabulary than ICD, unless the value is that concept's own code.
+
     >>> read_code("x", "diagnosis", vocabulary="ICD10CM", concept_code="I50.9")
     WrittenCode(code='I509', system='ICD10CM', how='concept', leaf=None)
     >>> read_code("428.0", "diagnosis").system, read_code("E87.1", "diagnosis").system
@@ -82,10 +85,15 @@ def read_code(
     >>> read_code("V45.81", "diagnosis").how, read_code("99213", "procedure").how
     ('either', 'other')
     """
+    text = (written or "").strip().rstrip(_MARKS).rstrip().removesuffix(".").upper()
     if vocabulary is not None and concept_code is not None:
         system = VOCABULARIES[kind].get(vocabulary)
-        return WrittenCode(plain_code(concept_code), system, "concept") if system else NO_ICD
-    text = (written or "").strip().rstrip(_MARKS).upper()
+        if system:
+            return WrittenCode(plain_code(concept_code), system, "concept")
+        # SNOMED beside a diagnosis may be what its ICD code was mapped to; its own code is no ICD
+        # code, whatever its form, and the numbers of procedures are too much alike to tell.
+        if kind == "procedure" or not text or plain_code(text) == plain_code(concept_code):
+            return NO_ICD
     if not plain_code(text):
         return NOTHING
     prefix = _PREFIX.match(text)

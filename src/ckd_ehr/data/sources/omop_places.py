@@ -2,7 +2,7 @@
 
 In: `data.root`. Out: a `Place`, as omop_tables.py has it; omop_postgres.py has the one on a server.
 Ignores: which tables are wanted. A table of a folder is one file, or a folder of part files as
-Spark writes them.
+Spark writes them. A file whose header has tabs and no comma is read with tabs and without quotes.
 """
 
 import difflib
@@ -30,9 +30,11 @@ from ckd_ehr.data.sources.tables import (
     FULL_TEXT,
     SourceTable,
     file_digests,
+    file_literal,
     load,
     quoted,
     read_header,
+    readable,
 )
 
 DUCKDB_MAGIC = b"DUCK"
@@ -102,14 +104,15 @@ class Folder:
     ) -> None:
         """One file after another."""
         for number, path in enumerate(self._files(name)):
-            header = read_header(path)
+            header = _header_of(path)
             positions = {
                 wanted: None if actual is None else header.index(actual)
                 for wanted, actual in columns.items()
             }
             table = SourceTable(path=path, positions=positions, width=len(header))
             part = f"{into}_part" if number else into
-            load(connection, table, into=part, query=query)
+            load_file = _load_tabs if _has_tabs(read_header(path)) else load
+            load_file(connection, table, into=part, query=query)
             if number:
                 connection.execute(f"INSERT INTO {into} BY NAME SELECT * FROM {part}")
                 connection.execute(f"DROP TABLE {part}")
@@ -134,13 +137,44 @@ class Folder:
         if not there:
             return None
         files = _parts(there[0]) if there[0].is_dir() else there
-        headers = {read_header(path) for path in files}
+        headers = {_header_of(path) for path in files}
         if len(headers) > 1:
             raise CkdEhrError(
                 f"{there[0].name}: its files have different columns; write the table again at once"
             )
         size = sum(path.stat().st_size for path in files)
         return Found(there[0].name, headers.pop(), size), files
+
+
+def _has_tabs(header: tuple[str, ...]) -> bool:
+    """Whether a header that was read with commas is one of tabs alone."""
+    return len(header) == 1 and "\t" in header[0]
+
+
+def _header_of(path: Path) -> tuple[str, ...]:
+    header = read_header(path)
+    return tuple(header[0].split("\t")) if _has_tabs(header) else header
+
+
+def _load_tabs(
+    connection: duckdb.DuckDBPyConnection, table: SourceTable, *, into: str, query: str
+) -> None:
+    """As `load`, from columns parted by tabs, where a quote is a sign like any other.
+
+    So come the vocabulary files of Athena, and titles such as `"Blue" baby` in them.
+    """
+    compression = "gzip" if table.path.name.casefold().endswith(".gz") else "none"
+    types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(table.width))
+    places = {
+        wanted: None if index is None else f"c{index}" for wanted, index in table.positions.items()
+    }
+    with readable(table.path):
+        connection.execute(
+            f"CREATE TABLE {into} AS WITH source AS (SELECT {cleaned(places)} FROM read_csv("
+            f"{file_literal(table.path)}, auto_detect = false, header = true, delim = '\t', "
+            f"quote = '', escape = '', compression = '{compression}', columns = {{{types}}})) "
+            f"{query}"
+        )
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -197,10 +231,13 @@ class DuckDbFile:
                 f"{query}"
             )
             connection.execute("DETACH cdm")
-        except (duckdb.IOException, duckdb.SerializationException) as error:
+        except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+            raise
+        except duckdb.Error as error:
             if FULL_TEXT in str(error):
                 raise
-            raise self._unreadable(str(error)) from None
+            # Its text may quote a cell.
+            raise self._unreadable(str(error), name) from None
 
     def _read(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         if self._tables is None:
@@ -230,10 +267,16 @@ class DuckDbFile:
             }
         return self._tables
 
-    def _unreadable(self, text: str) -> CkdEhrError:
+    def _unreadable(self, text: str, name: str | None = None) -> CkdEhrError:
         if "set lock" in text:
             return CkdEhrError(
                 f"{self.path.name}: another program has the database open for writing; close it"
+            )
+        if name is not None:
+            return CkdEhrError(
+                f"{self.path.name}:{name}: the table or view cannot be read; if SELECT * FROM "
+                f"{name} fails in DuckDB itself, mend it there: the view's query or the files it "
+                "reads, or a damaged database"
             )
         return CkdEhrError(
             f"{self.path.name}: cannot be read as a DuckDB database; copy it again, or write it "

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 
+from ckd_ehr.contracts.database_url import split_url
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.data.sources.omop_tables import (
     KEY_TABLE,
@@ -75,10 +75,10 @@ def open_postgres(url: str, schema: str | None) -> Iterator["Postgres"]:
         raise CkdEhrError(
             "data.omop.url: reading PostgreSQL needs its driver; pip install 'ckd-ehr[postgres]'"
         ) from None
-    parts = urlsplit(url)
-    if "connect_timeout" not in parse_qs(parts.query):
-        url += f"{'&' if parts.query else '?'}connect_timeout={CONNECT_SECONDS}"
-    database = parts.path.lstrip("/")
+    parts = split_url(url)
+    if "connect_timeout" not in parts.query:
+        url += f"{'&' if '?' in url else '?'}connect_timeout={CONNECT_SECONDS}"
+    database = parts.query.get("dbname", parts.database)
     try:
         connection = dbapi.connect(url)
     except Error as error:
@@ -216,7 +216,8 @@ def _host_of(url: str) -> str:
 
     >>> _host_of("postgresql://jo@db.example.org:5433/cdm"), _host_of("postgresql:///cdm?host=/tmp")
     ('db.example.org:5433', '/tmp')
+    >>> _host_of("postgresql://jo:a/b?c#d@db.example.org/cdm")
+    'db.example.org'
     """
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return host or ", ".join(parse_qs(parts.query).get("host", [])) or "the local socket"
+    parts = split_url(url)
+    return parts.hosts or parts.query.get("host") or "the local socket"

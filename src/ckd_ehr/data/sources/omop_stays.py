@@ -79,19 +79,28 @@ def load_stays(cdm: Cdm) -> None:
     )
     if shared:
         raise cdm.shared(name, shared)
+    differing = cdm.count("SELECT count(*) FROM stays WHERE differing")
+    if differing:
+        cdm.say(
+            name,
+            f"{differing:,} visits stand in several rows that differ: first start and last end "
+            "were taken",
+        )
 
 
 def _make_stays(cdm: Cdm, name: str) -> None:
+    start, end = time_of("visit_start"), _end_of_stay(cdm)
     cdm.connection.execute(f"""
         CREATE TABLE stays AS
         SELECT CAST(person_id AS BIGINT) AS subject_id, visit_occurrence_id AS visit_id,
-            min({time_of("visit_start")}) AS admit_time, max({_end_of_stay(cdm)}) AS discharge_time,
+            min({start}) AS admit_time, max({end}) AS discharge_time,
             min(CASE WHEN upper(visit_source_value) IN ({", ".join(map(quoted, ADMISSION_TYPES))})
                 THEN upper(visit_source_value) WHEN visit_concept_id =
                 '{EMERGENCY_ROOM_AND_INPATIENT}' THEN 'EMERGENCY' END) AS admission_type,
             min(upper(place)) AS place,
             bool_or(coalesce(to_concept IN ({", ".join(map(quoted, DIED_CONCEPTS))})
-                OR regexp_matches(upper(place), '{DIED_WORDS}'), false)) AS discharged_dead
+                OR regexp_matches(upper(place), '{DIED_WORDS}'), false)) AS discharged_dead,
+            min({start}) <> max({start}) OR min({end}) <> max({end}) AS differing
         FROM (SELECT *, coalesce(discharged_to_source_value, discharge_to_source_value) AS place,
             coalesce(discharged_to_concept_id, discharge_to_concept_id) AS to_concept FROM {name})
         GROUP BY ALL""")
@@ -147,10 +156,29 @@ def load_people(cdm: Cdm) -> None:
         CREATE TABLE people AS
         SELECT CAST(person_id AS BIGINT) AS subject_id, min({SEX_OF_PERSON}) AS sex,
             min({BIRTH_DATE}) AS birth, min({ETHNICITY_OF_PERSON}) AS ethnicity,
-            bool_and(birth_datetime IS NULL AND day_of_birth IS NULL) AS rounded
+            bool_and(birth_datetime IS NULL AND day_of_birth IS NULL) AS rounded,
+            min({SEX_OF_PERSON}) <> max({SEX_OF_PERSON})
+                OR min({BIRTH_DATE}) <> max({BIRTH_DATE}) AS differing
         FROM (SELECT *, {ETHNICITY_GROUP} AS named
             FROM (SELECT *, upper(race_source_value) AS ethnicity FROM {name}))
         GROUP BY ALL""")
+    _say_of_people(cdm, name)
+    cdm.connection.execute(f"""
+        INSERT INTO events
+        SELECT subject_id, NULL, '{SEX}//' || sex, NULL, NULL FROM people WHERE sex IS NOT NULL
+        UNION ALL
+        SELECT subject_id, birth, '{BIRTH}', NULL, NULL FROM people WHERE birth IS NOT NULL""")
+
+
+def _say_of_people(cdm: Cdm, name: str) -> None:
+    """Say what is unsure about sex and birth: how many persons, never who."""
+    differing = cdm.count("SELECT count(*) FROM people WHERE differing")
+    if differing:
+        cdm.say(
+            name,
+            f"{differing:,} persons stand in several rows that differ in sex or birth: the first "
+            "sex by the alphabet and the earliest birth were taken",
+        )
     rounded = cdm.count("SELECT count(*) FROM people WHERE rounded AND birth IS NOT NULL")
     if rounded:
         cdm.say(name, f"{rounded:,} births without a day: put in the middle of month or year")
@@ -159,11 +187,6 @@ def load_people(cdm: Cdm) -> None:
     )
     if unknown:
         cdm.say(name, f"lacks {unknown:,} persons with a stay: their sex and age are unknown")
-    cdm.connection.execute(f"""
-        INSERT INTO events
-        SELECT subject_id, NULL, '{SEX}//' || sex, NULL, NULL FROM people WHERE sex IS NOT NULL
-        UNION ALL
-        SELECT subject_id, birth, '{BIRTH}', NULL, NULL FROM people WHERE birth IS NOT NULL""")
 
 
 def load_deaths(cdm: Cdm) -> None:

@@ -30,8 +30,8 @@ from ckd_ehr.data.sources.tables import (
     require_whole_numbers,
 )
 
-# A time of day with its offset from UTC; a date alone has none.
-OFFSET = r":\d{2}(?:\.\d+)?\s*(Z|[+-]\d{2}(?::?\d{2})?)$"
+# A time of day with its offset from UTC, as `tables.require_times` leaves it; a date has none.
+OFFSET = r":\d{2}(?:\.\d+)?(Z|[+-]\d{2}(?::?\d{2})?)$"
 NO_OFFSET = "none"
 KNOWN_STAY = "hadm_id IN (SELECT hadm_id FROM stays)"
 # Coarse, because finer groups have too few patients to report on.
@@ -225,7 +225,8 @@ class StayTables:
         """Refuse text that is no time, and offsets that differ; leave one local time.
 
         A time with an offset is moved into `data.timezone`, if that is set; otherwise the offset
-        must be the same everywhere and is dropped, which leaves the time on the wall.
+        must be the same everywhere and is dropped, which leaves the time on the wall. A column
+        of midnights only holds dates: they stay as they are, whatever offset they state.
         """
         for column in columns:
             require_times(self.connection, name.lower(), column, self._paths[name])
@@ -249,19 +250,24 @@ class StayTables:
     def _settle_offsets(self, name: str, column: str) -> None:
         table, zone = name.lower(), self.extraction.settings.timezone
         offset = f"regexp_extract({column}, '{OFFSET}', 1)"
-        midnight = f"CAST({column} AS TIMESTAMP) = CAST({column} AS DATE)"
+        time = f"CAST({column} AS TIMESTAMP)"
         found = self.connection.execute(
-            f"SELECT DISTINCT {offset} FROM {table} WHERE {column} IS NOT NULL "
-            f"AND NOT ({offset} = '' AND {midnight}) ORDER BY 1"
+            f"SELECT DISTINCT {offset}, {time} = date_trunc('day', {time}) FROM {table} "
+            f"WHERE {column} IS NOT NULL ORDER BY ALL"
         ).fetchall()
-        offsets = [text or NO_OFFSET for (text,) in found]
+        if all(midnight for _, midnight in found):
+            return
+        stated = [text or NO_OFFSET for text, midnight in found if text or not midnight]
+        offsets = list(dict.fromkeys(stated))
         if zone is None:
             self._refuse_mixed(name, column, offsets)
-        elif offsets not in ([], [NO_OFFSET]):
+        elif offsets != [NO_OFFSET]:
             moved = f"timezone({quoted(zone)}, CAST({column} AS TIMESTAMPTZ))"
             self.connection.execute(
                 f"UPDATE {table} SET {column} = CAST({moved} AS VARCHAR) WHERE {offset} <> ''"
             )
+            # The last hours of the year 9999 may have been moved beyond it.
+            require_times(self.connection, table, column, self._paths[name])
 
     def _refuse_mixed(self, name: str, column: str, offsets: Sequence[str]) -> None:
         place = f"{self._paths[name].name}: column '{column}'"

@@ -31,6 +31,11 @@ COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_ ]*")
 NUMBER = re.compile(r"[-+]?[0-9.]+")
 NUMBER_IDS = "MEDS needs 64-bit integer ids: number them first"
 FULL_TEXT = "No space left"
+# A cast alone would let words pass behind a time, 'infinity', and years of five digits.
+TIME = (
+    r"\d{4}-\d{2}-\d{2}(?:[ T]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
+    r"(?: *(?:Z|z|UTC|GMT|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?))?)?"
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def read_header(path: Path) -> tuple[str, ...]:
     if is_parquet(path):
         try:
             return tuple(pq.read_schema(path).names)
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             raise explain_unreadable(path) from None
     try:
         with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
@@ -214,7 +219,7 @@ def load(
 
 def _rows_of(table: SourceTable) -> str:
     """A file's rows in SQL, its columns as text under the names c0, c1, …"""
-    file = quoted(str(table.path))
+    file = file_literal(table.path)
     if is_parquet(table.path):
         names = ", ".join(f"c{index}" for index in range(table.width))
         return f"(SELECT CAST(COLUMNS(*) AS VARCHAR) FROM read_parquet({file}) AS t({names}))"
@@ -236,11 +241,14 @@ def file_digests(files: Sequence[Path], root: Path) -> dict[str, str]:
 def readable(path: Path) -> Iterator[None]:
     """Turn a failed read into an error that names the file and never quotes its rows.
 
-    A disk that is full while spilling is no fault of the file: that error passes.
+    Damaged Parquet fails in as many ways as DuckDB has errors. A lack of memory or of disk to spill
+    to, and an interruption, are no fault of the file: those errors pass.
     """
     try:
         yield
-    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException) as error:
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error as error:
         if FULL_TEXT in str(error):
             raise
         raise explain_unreadable(path) from None
@@ -293,12 +301,27 @@ def require_whole_numbers(
 def require_times(
     connection: duckdb.DuckDBPyConnection, table: str, column: str, path: Path
 ) -> None:
-    """Refuse text that is no time (nulls pass)."""
+    """Refuse text that is no time (nulls pass); offsets from UTC become `Z` or `+01:00`, no blank.
+
+    A date alone passes; so does a time without seconds. Years are 1 to 9999.
+    """
     _refuse(
         connection, table, column, path,
-        parsed=f"try_cast({column} AS TIMESTAMP)",
+        parsed=wall_time_sql(column),
         problem="no time; write times as 2164-10-23 21:09:00",
     )  # fmt: skip
+    zulu = f"regexp_replace({column}, '(z|UTC|GMT)$', 'Z')"
+    connection.execute(
+        f"UPDATE {table} SET {column} = regexp_replace({zulu}, ' +(Z|[+-][0-9:]+)$', '\\1') "
+        f"WHERE right({column}, 1) IN ('z', 'C', 'T') OR contains(substr({column}, 17), ' ')"
+    )
+
+
+def wall_time_sql(column: str) -> str:
+    """The time that a text shows, to the second and without its offset, in SQL; null if none."""
+    wall = f"try_cast(left({column}, if(substr({column}, 17, 1) = ':', 19, 16)) AS TIMESTAMP)"
+    is_time = f"regexp_full_match({column}, '{TIME}') AND year({wall}) BETWEEN 1 AND 9999"
+    return f"if({is_time}, {wall}, NULL)"
 
 
 def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:

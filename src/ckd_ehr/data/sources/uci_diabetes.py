@@ -9,6 +9,7 @@ assumption: the data have no dates. Diagnoses keep their truncated codes, under 
 
 import csv
 import io
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -71,6 +72,7 @@ WHOLE_NUMBERS = {
     "admission_type_id": f"write its number in {MAPPING}",
     "discharge_disposition_id": f"write its number in {MAPPING}",
 }
+CODE = re.compile(r"[0-9A-Z]*[0-9][0-9A-Z]*")
 # IDs_mapping.csv: expired; expired at home, in a medical facility, place unknown (hospice).
 DEATHS = ("11", "19", "20", "21")
 UNKNOWN_TYPES = ("NULL", "NOT AVAILABLE", "NOT MAPPED")
@@ -126,7 +128,9 @@ def extract(extraction: Extraction) -> None:
         _check_rows(connection, table, extraction.ledger)
         connection.execute(_STAYS)
         _add_stays(connection)
-        _add_diagnoses(connection)
+        strange = _add_diagnoses(connection)
+        if strange:
+            extraction.say(f"{table.name}: {strange:,} diagnoses with a code that is none left out")
         _add_drugs(connection)
         write_dataset(connection, extraction, name=NAME, synthetic_times=True)
 
@@ -255,7 +259,8 @@ def _add_stays(connection: duckdb.DuckDBPyConnection) -> None:
         FROM stays WHERE died GROUP BY subject_id""")
 
 
-def _add_diagnoses(connection: duckdb.DuckDBPyConnection) -> None:
+def _add_diagnoses(connection: duckdb.DuckDBPyConnection) -> int:
+    """Add the diagnoses whose codes can be such; how many others there are is returned."""
     positions = " UNION ALL ".join(
         f"SELECT encounter_id, {column} AS written, {position} AS position FROM {TABLE}"
         for position, column in enumerate(DIAGNOSES, start=1)
@@ -264,12 +269,15 @@ def _add_diagnoses(connection: duckdb.DuckDBPyConnection) -> None:
     distinct = connection.execute(
         "SELECT DISTINCT written FROM written WHERE written IS NOT NULL ORDER BY written"
     ).fetchall()
-    codes = [normal_form(written) for (written,) in distinct]
+    normal = {written: normal_form(written) for (written,) in distinct}
+    codes = {written: code for written, code in normal.items() if CODE.fullmatch(code)}
+    keys = [f"{DIAGNOSIS}//{UCI_ICD9}//{code}" for code in codes.values()]
+    titles = [truncated_title_of(code) for code in codes.values()]
     names = pa.table(
         {
-            "written": pa.array([written for (written,) in distinct], pa.string()),
-            "code": pa.array([f"{DIAGNOSIS}//{UCI_ICD9}//{code}" for code in codes], pa.string()),
-            "description": pa.array([truncated_title_of(code) for code in codes], pa.string()),
+            "written": pa.array(list(codes), pa.string()),
+            "code": pa.array(keys, pa.string()),
+            "description": pa.array(titles, pa.string()),
         }
     )
     connection.register("code_names", names)
@@ -279,7 +287,13 @@ def _add_diagnoses(connection: duckdb.DuckDBPyConnection) -> None:
         FROM written JOIN code_names USING (written) JOIN stays USING (encounter_id)
         GROUP BY ALL""")
     connection.execute("INSERT INTO titles SELECT DISTINCT code, description FROM code_names")
+    strange = count(
+        connection,
+        "SELECT count(*) FROM written ANTI JOIN code_names USING (written) "
+        "WHERE written IS NOT NULL",
+    )
     connection.unregister("code_names")
+    return strange
 
 
 def _add_drugs(connection: duckdb.DuckDBPyConnection) -> None:

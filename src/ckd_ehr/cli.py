@@ -88,7 +88,7 @@ def demo(overrides: tuple[str, ...], out: Path) -> None:
     "--out", type=NEW_FOLDER, help="The run's folder.  [default: runs/NAME of the config]"
 )
 @click.option("--from", "first", type=STAGE_NAME, metavar="STAGE",
-              help="Start here; what comes before is taken as it stands, unseen.")  # fmt: skip
+              help="Start here; keep what comes before, its sources unseen.")  # fmt: skip
 @click.option("--until", type=STAGE_NAME, metavar="STAGE", help="Stop after this stage.")
 def run(
     config: Path,

@@ -174,6 +174,17 @@ def test_a_small_cohort_says_what_it_could_not_test(tmp_path: Path) -> None:
     assert "fewer than 20 patients" in untested["label prevalence across splits"]
 
 
+def test_folders_may_have_names_like_patterns(tmp_path: Path) -> None:
+    folder, decoy = tmp_path / "a[1]*", tmp_path / "a1"
+    folder.mkdir()
+    decoy.mkdir()
+    write_cohort(decoy, [], [])
+    pair_rows = pairs()
+    pair_rows[0].update(split="held_out", fold=-1)
+    found = cohort_findings(write_cohort(folder, visits(), pair_rows), None)
+    assert "patient overlap across splits" in {finding.check for finding in found}
+
+
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(CkdEhrError, match=r"visits\.parquet: missing"):
         cohort_findings(tmp_path, None)

@@ -1,10 +1,13 @@
 """One patient registered twice, in two splits: found where chance is excluded, only there."""
 
 import datetime
+import random
 from pathlib import Path
 
 import pytest
-from audited import Rows, read_rows, simulated_cohort, write_cohort
+from audited import DAY, START, Rows, read_rows, simulated_cohort, write_cohort
+from audited import pairs as a_pair
+from audited import visits as a_visit
 
 from ckd_ehr.data.audit.cohort import cohort_findings
 from ckd_ehr.data.audit.duplicates import CHECK
@@ -57,15 +60,23 @@ def train_patient(cohort: Cohort, *, richest: bool) -> int:
     return order[-1] if richest else order[0]
 
 
-def found(folder: Path, cohort: Cohort, *, synthetic_times: bool = False) -> list[int]:
+def found(
+    folder: Path, cohort: Cohort, *, synthetic_times: bool = False, shifted_times: bool = False
+) -> list[int]:
     write_cohort(folder, *cohort)
-    findings = cohort_findings(folder, None, synthetic_times=synthetic_times)
+    findings = cohort_findings(
+        folder, None, synthetic_times=synthetic_times, shifted_times=shifted_times
+    )
     return [finding.rows for finding in findings if finding.check == CHECK]
 
 
 @pytest.mark.parametrize("synthetic_times", [False, True])
-def test_different_patients_pass(cohort: Path, tmp_path: Path, synthetic_times: bool) -> None:
-    assert found(tmp_path, read_rows(cohort), synthetic_times=synthetic_times) == []
+@pytest.mark.parametrize("shifted_times", [False, True])
+def test_different_patients_pass(
+    cohort: Path, tmp_path: Path, synthetic_times: bool, shifted_times: bool
+) -> None:
+    times = {"synthetic_times": synthetic_times, "shifted_times": shifted_times}
+    assert found(tmp_path, read_rows(cohort), **times) == []
 
 
 @pytest.mark.parametrize("richest", [True, False])
@@ -105,3 +116,84 @@ def test_patients_of_equal_appointments_are_not_the_same(cohort: Path, tmp_path:
         visit["diagnoses"] = [{"system": "ICD9CM", "code": "V560", "title": None}]
         visit["medications"] = []
     assert found(tmp_path, (visits, pairs, names)) == []
+
+
+def moved(rows: Rows, subject: int, days: int, keys: tuple[str, ...]) -> Rows:
+    """The same rows, with the times of one patient moved."""
+    found = []
+    for row in rows:
+        new = dict(row)
+        for key in keys if row["subject_id"] == subject else ():
+            time = row[key]
+            assert isinstance(time, datetime.datetime)
+            new[key] = time + days * DAY
+        found.append(new)
+    return found
+
+
+@pytest.mark.parametrize("richest", [True, False])
+def test_shifted_times_leave_lengths_of_stay_as_proof(
+    cohort: Path, tmp_path: Path, richest: bool
+) -> None:
+    rows = read_rows(cohort)
+    visits, pairs, names = register_again(rows, train_patient(rows, richest=richest))
+    visits = moved(visits, TWIN, 1234, ("admit_time", "discharge_time"))
+    pairs = moved(pairs, TWIN, 1234, ("prediction_time",))
+    assert found(tmp_path / "unsaid", (visits, pairs, names)) == []
+    assert found(tmp_path / "said", (visits, pairs, names), shifted_times=True) == [2]
+
+
+def day_clinic(patients: int = 1500, treated: int = 300, protocols: int = 6) -> Cohort:
+    """Patients of a day clinic get one of few protocols of 12 drugs, 21 days apart; only dates."""
+    rng = random.Random(0)
+    visits, pairs = [], []
+    for subject in range(patients):
+        protocol, first = rng.randrange(protocols), rng.randrange(3 * 365)
+        nights = 0 if subject < treated else rng.randint(1, 9)
+        for number in range(2):
+            if subject < treated:
+                diagnoses = ["V5811", f"174{protocol}"]
+                drugs = [f"drug {protocol}.{place}" for place in range(12)]
+            else:
+                diagnoses = [f"4{rng.randrange(300):03d}" for _ in range(6)]
+                drugs = [f"drug {place}" for place in rng.sample(range(300), 10)]
+            admitted = START + (first + 21 * number) * DAY
+            visit = {
+                **a_visit()[0],
+                "visit_id": f"{subject}-{number}",
+                "subject_id": subject,
+                "admit_time": admitted,
+                "discharge_time": admitted + nights * DAY,
+                "diagnoses": [{"system": "ICD9CM", "code": c, "title": None} for c in diagnoses],
+                "medications": [{"system": "NAME", "code": c, "title": None} for c in drugs],
+            }
+            visits.append(visit)
+        held_out = rng.random() < 0.3
+        pair = {
+            **a_pair()[0],
+            "pair_id": f"p{subject}",
+            "subject_id": subject,
+            "history": [f"{subject}-0"],
+            "prediction_time": visits[-2]["discharge_time"],
+            "next_visit_id": f"{subject}-1",
+            "split": "held_out" if held_out else "train",
+            "fold": -1 if held_out else rng.randrange(2),
+        }
+        pairs.append(pair)
+    return visits, pairs, ("Shock",)
+
+
+@pytest.mark.parametrize("times", ["real", "shifted_times", "synthetic_times"])
+def test_patients_of_one_protocol_are_not_the_same(tmp_path: Path, times: str) -> None:
+    said = {} if times == "real" else {times: True}
+    assert found(tmp_path, day_clinic(), **said) == []
+
+
+def test_dates_alone_prove_it_with_two_stays_of_rare_codes(tmp_path: Path) -> None:
+    visits, pairs, names = day_clinic()
+    subject = next(int(str(pair["subject_id"])) for pair in pairs[300:] if pair["split"] == "train")
+    twice = register_again((visits, pairs, names), subject)
+    assert found(tmp_path / "two", twice) == [2]
+    last = twice[0][-1]
+    last["diagnoses"] = []
+    assert found(tmp_path / "one", twice) == []

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from audited import SEPSIS, Rows, narratives, pairs, visits, write_cohort, write_narratives
+from audited import SEPSIS, Rows, narratives, pairs, span, visits, write_cohort, write_narratives
 
 from ckd_ehr.data.audit.findings import Finding
 from ckd_ehr.data.audit.narratives import narrative_findings
@@ -24,6 +24,48 @@ def spans_of(row: dict[str, object]) -> Rows:
 def add(words: str) -> Callable[[Rows], object]:
     """Append words to the text of the second pair, whose next visit is 10003, outside spans."""
     return lambda rows: rows[2].update(text=f"{rows[2]['text']} {words}")
+
+
+def rewrite(row: dict[str, object], span: dict[str, object], words: str) -> None:
+    """Put other words into a span, and move the spans behind it."""
+    text, start, end = row["text"], span["start"], span["end"]
+    assert isinstance(text, str) and isinstance(start, int) and isinstance(end, int)
+    row["text"] = text[:start] + words + text[end:]
+    for other in spans_of(row):
+        for edge in ("start", "end"):
+            if int(str(other[edge])) >= end:
+                other[edge] = int(str(other[edge])) + len(words) - (end - start)
+
+
+def of_the_patient(row: dict[str, object], words: str) -> None:
+    rewrite(row, spans_of(row)[0], words)
+
+
+def call(row: dict[str, object], words: str) -> None:
+    """Put other words into the span of the last code."""
+    rewrite(row, spans_of(row)[-1], words)
+
+
+def test_a_code_may_be_called_by_its_own_title_or_itself(tmp_path: Path) -> None:
+    rows = narratives()
+    call(rows[2], "congestive heart FAILURE")
+    call(rows[3], "4280")
+    assert findings_of(tmp_path, rows) == []
+
+
+def test_a_number_in_the_name_of_a_drug_is_no_id(tmp_path: Path) -> None:
+    drug = {"system": "NAME", "code": "ergocalciferol 10003 unt", "title": None}
+    visit_rows = visits()
+    visit_rows[1]["medications"] = [drug]
+    cohort = write_cohort(tmp_path / "cohort", visit_rows, pairs())
+    rows = narratives()
+    text = str(rows[2]["text"])
+    name = str(drug["code"])
+    start = len(text) + 1
+    rows[2]["text"] = f"{text} {name}."
+    shown = span(start, start + len(name), kind="medication", system="NAME", code=name, index=1)
+    spans_of(rows[2]).append(shown)
+    assert narrative_findings(write_narratives(tmp_path / "knowledge", rows), cohort) == []
 
 
 def test_clean_narratives_pass_and_titles_may_speak_of_death(tmp_path: Path) -> None:
@@ -74,7 +116,21 @@ def test_harmless_numbers_pass(tmp_path: Path) -> None:
         (1, "texts tell a date", add("Back 8 days later.")),
         (1, "texts tell a date", add("Seen 2100-02-01.")),
         (1, "texts tell a date", add("Seen 2/1/2100.")),
-        (1, "texts hold outside concepts the title", add("With unspecified septicemia.")),
+        (1, "texts hold outside codes the title", add("With unspecified septicemia.")),
+        (1, "texts tell a date", lambda rows: of_the_patient(rows[2], "woman, expired 2100-02-01")),
+        (1, "texts tell a date", lambda rows: of_the_patient(rows[2], "woman, readmitted")),
+        (
+            1,
+            "texts hold outside codes the title",
+            lambda rows: of_the_patient(rows[2], "woman with Unspecified septicemia"),
+        ),
+        (1, "texts hold the id of", lambda rows: of_the_patient(rows[2], "woman 10003")),
+        (1, "spans show words that are neither", lambda rows: call(rows[2], "heart trouble soon")),
+        (
+            1,
+            "codes of a single pair",
+            lambda rows: call(rows[2], "unspecified  SEPTICEMIA to come"),
+        ),
     ],
 )
 def test_a_leak_planted_in_a_narrative_is_found(

@@ -15,7 +15,7 @@ ALL_PAIRS = [
 
 
 def statuses(
-    folder: Path, config_file: str, root: Path, *, synthetic_times: bool
+    folder: Path, config_file: str, root: Path, *, synthetic_times: bool, shifted_times: bool
 ) -> dict[str, str]:
     overrides = [f"data.root={root}", *(ALL_PAIRS if config_file.startswith("uci") else [])]
     config = load_config(CONFIGS / config_file, overrides)
@@ -25,13 +25,18 @@ def statuses(
         events,
         shift_expected=False,
         synthetic_times=synthetic_times,
+        shifted_times=shifted_times,
         phenotypes=config.labels.selected,
     )
     return {result.check: result.status for result in results}
 
 
-def test_the_mimic_demo_passes(real_data: Path, tmp_path: Path) -> None:
-    found = statuses(tmp_path, "mimic3.yaml", real_data / "mimic3-demo-1.4", synthetic_times=False)
+@pytest.mark.parametrize("shifted_times", [True, False])
+def test_the_mimic_demo_passes(real_data: Path, tmp_path: Path, shifted_times: bool) -> None:
+    root = real_data / "mimic3-demo-1.4"
+    found = statuses(
+        tmp_path, "mimic3.yaml", root, synthetic_times=False, shifted_times=shifted_times
+    )
     too_few = {"label prevalence across splits", "one feature tells a label"}
     assert {check for check, status in found.items() if status != "passed"} == too_few
     assert {found[check] for check in too_few} == {"not tested"}
@@ -42,5 +47,5 @@ def test_uci_passes_with_three_diagnoses_a_stay_and_no_dates(
     real_data: Path, tmp_path: Path
 ) -> None:
     root = next((real_data / "uci-diabetes130").glob("*.zip"))
-    found = statuses(tmp_path, "uci-diabetes.yaml", root, synthetic_times=True)
+    found = statuses(tmp_path, "uci-diabetes.yaml", root, synthetic_times=True, shifted_times=False)
     assert set(found.values()) == {"passed"}

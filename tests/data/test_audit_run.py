@@ -9,6 +9,8 @@ from audited import read_rows, write_cohort
 from ckd_ehr.cli import main
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.files import sha256_of
+from ckd_ehr.data.audit import duplicates
+from ckd_ehr.data.audit.findings import CheckResult, Finding
 from ckd_ehr.data.audit.run import audit_run
 from ckd_ehr.pipeline import run_directory
 
@@ -67,6 +69,24 @@ def test_findings_are_shown_with_count_and_remedy(
     assert "cohort: patient overlap across splits: 1 patients stand in two splits" in shown
     assert "Remedy: divide by patient" in shown
     assert str(moved["subject_id"]) not in shown
+
+
+def test_accepted_findings_are_shown_and_do_not_fail(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = Finding(duplicates.CHECK, "cohort", 2, "patients are alike", "merge them")
+    monkeypatch.setattr(
+        "ckd_ehr.data.audit.cohort.duplicate_patients",
+        lambda *_, **__: CheckResult(duplicates.CHECK, "cohort", (finding,)),
+    )
+    assert shown_by(capsys, run)[0] == 1
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["audit"] = {"accept": [duplicates.CHECK]}
+    (run / "run.json").write_text(json.dumps(record))
+    status, shown = shown_by(capsys, run)
+    assert status == 0
+    assert "accepted: cohort: one patient under two ids: 2 patients are alike" in shown
+    assert "0 with a finding, 1 accepted," in shown
 
 
 def test_a_file_changed_since_its_stage_is_refused(

@@ -129,6 +129,64 @@ def test_unusable_rows_are_counted_and_dropped(
     assert "PROCEDURES_ICD.csv: 2 rows without a stay in ADMISSIONS left out" in said
 
 
+@pytest.mark.parametrize("code", ["NULL", "-", "NA", "4280//1", "428\u00e9", "UNKNOWN"])
+@pytest.mark.parametrize(
+    ("table", "role"), [("DIAGNOSES_ICD", "DIAGNOSIS"), ("PROCEDURES_ICD", "PROCEDURE")]
+)
+def test_codes_that_cannot_be_such_are_counted_and_left_out(
+    tmp_path: Path, make_events: Stage, said: list[str], code: str, table: str, role: str
+) -> None:
+    tables = hospital_tables(2)
+    tables[table][0] |= {"ICD9_CODE": code}
+    dataset = make_events(write_tables(tables, tmp_path / "tables"))
+    assert f"{table}.csv: 1 rows with a code that is none left out" in said
+    stays = [event[3] for event in events_of(dataset, 1) if event[0].startswith(role)]
+    assert stays == ["9012"]
+
+
+def test_stays_and_patients_whose_rows_differ_are_counted_and_said(
+    tables: Tables, tmp_path: Path, make_events: Stage, said: list[str]
+) -> None:
+    stay, patient = tables["ADMISSIONS"][0], tables["PATIENTS"][0]
+    tables["ADMISSIONS"] += [
+        stay | {"ADMITTIME": "2050-01-01 09:00:00"},
+        stay | {"DISCHTIME": "2050-01-06 12:00:00"},
+        tables["ADMISSIONS"][2] | {"ADMISSION_TYPE": "URGENT"},
+    ]
+    tables["PATIENTS"] += [
+        patient | {"GENDER": "M"},
+        tables["PATIENTS"][1] | {"DOB": "1999-01-01 00:00:00"},
+        tables["PATIENTS"][2] | {"DOD": "2090-01-01 00:00:00"},
+    ]
+    dataset = make_events(write_tables(tables, tmp_path / "tables"))
+    assert (
+        "ADMISSIONS.csv: 2 stays stand in several rows that differ: first admission and last "
+        "discharge were taken"
+    ) in said
+    assert (
+        "PATIENTS.csv: 3 patients stand in several rows that differ: of each value the least was "
+        "taken"
+    ) in said
+    events = {event[:2] for event in events_of(dataset, 1) if event[3] in ("9011", None)}
+    assert events >= {
+        ("GENDER//F", None),
+        ("HOSPITAL_ADMISSION//EMERGENCY", "2050-01-01 09:00:00"),
+        ("HOSPITAL_DISCHARGE//HOME", "2050-01-06 12:00:00"),
+    }
+    assert ("MEDS_BIRTH", "1999-01-01 00:00:00") in {e[:2] for e in events_of(dataset, 2)}
+
+
+def test_rows_that_say_the_same_are_not_said_to_differ(
+    tables: Tables, tmp_path: Path, make_events: Stage, said: list[str]
+) -> None:
+    tables["ADMISSIONS"].append(
+        tables["ADMISSIONS"][0] | {"ADMISSION_TYPE": "emergency", "ETHNICITY": "WHITE"}
+    )
+    tables["PATIENTS"].append(tables["PATIENTS"][0] | {"GENDER": "f", "DOB": "2000-01-01"})
+    make_events(write_tables(tables, tmp_path / "tables"))
+    assert not [line for line in said if "differ" in line]
+
+
 @pytest.mark.parametrize(
     ("ethnicity", "group"),
     [

@@ -347,3 +347,37 @@ def test_headers_in_upper_case_and_renamed_columns_are_read(extract: Extract) ->
     tables["prescriptions"] = renamed(tables["prescriptions"], "drug", "drug_name")
     columns = {"prescriptions": {"drug": "drug_name"}}
     assert read_events(extract(tables, columns=columns)) == expected
+
+
+def test_two_anchors_of_a_patient_are_said_and_the_lower_age_is_taken(
+    extract: Extract, said: list[str]
+) -> None:
+    tables = mimic4_tables()
+    tables["patients"] += [
+        tables["patients"][0] | {"anchor_age": "40"},
+        tables["patients"][1] | {"anchor_age": "49", "anchor_year": "2049"},  # the same birth
+    ]
+    events = read_events(extract(tables)).to_pylist()
+    assert [line for line in said if "differ" in line] == [
+        "patients.csv: 1 patients stand in several rows that differ: of each value the least was "
+        "taken"
+    ]
+    ages = {row["visit_id"]: row["numeric_value"] for row in events if row["code"] == "AGE"}
+    assert (ages["9011"], ages["9021"]) == (42, 50)
+
+
+def test_a_procedure_of_icd10_may_be_all_letters_and_a_diagnosis_not(
+    extract: Extract, said: list[str]
+) -> None:
+    tables = mimic4_tables()
+    new = {"icd_code": "GZHZZZZ", "icd_version": "10"}
+    tables["procedures_icd"] += [
+        tables["procedures_icd"][0] | new,
+        tables["procedures_icd"][0] | new | {"icd_code": "UNKNOWN"},
+    ]
+    tables["diagnoses_icd"].append(tables["diagnoses_icd"][0] | new | {"icd_code": "NoDx"})
+    codes = set(read_events(extract(tables))["code"].to_pylist())
+    assert "PROCEDURE//ICD10PCS//GZHZZZZ" in codes
+    assert not [code for code in codes if code.endswith(("//UNKNOWN", "//NODX"))]
+    for table in ("procedures_icd", "diagnoses_icd"):
+        assert f"{table}.csv: 1 rows with a code that is none left out" in said

@@ -67,6 +67,52 @@ def test_the_hospitals_time_zone_moves_times_that_state_another(
     ]  # fmt: skip
 
 
+def test_the_word_utc_is_an_offset(tables: Tables, tmp_path: Path, make_events: Stage) -> None:
+    root = write_tables(with_offsets(tables, " UTC", "Z"), tmp_path / "tables")
+    assert stay_times(make_events(root))[0] == "2050-01-01 10:00:00"
+    moved = make_events(root, timezone="America/New_York")
+    assert stay_times(moved)[0] == "2050-01-01 05:00:00"
+
+
+@pytest.mark.parametrize("timezone", [None, "America/New_York"])
+def test_dates_written_as_midnights_with_an_offset_stay_those_dates(
+    tables: Tables, tmp_path: Path, make_events: Stage, timezone: str | None
+) -> None:
+    for row in tables["PRESCRIPTIONS"]:
+        row["STARTDATE"] += "+00:00"
+    for number, row in enumerate(tables["PATIENTS"]):  # winter and summer
+        row["DOB"] += ("+01", "+02")[number % 2]
+    events = make_events(write_tables(tables, tmp_path / "tables"), timezone=timezone)
+    rows = pq.read_table(events / "data" / "0000.parquet").to_pylist()
+    assert {str(row["time"]) for row in rows if row["code"].startswith("MEDICATION")} == {
+        "2050-01-02 00:00:00", "2050-03-02 00:00:00",
+    }  # fmt: skip
+    assert {str(row["time"]) for row in rows if row["code"] == "MEDS_BIRTH"} == {
+        "2000-01-01 00:00:00"
+    }
+
+
+def test_a_midnight_among_other_times_is_moved_and_hours_are_not_lost_by_folding(
+    tables: Tables, tmp_path: Path, make_events: Stage
+) -> None:
+    given = tables["PRESCRIPTIONS"][0] | {"STARTDATE": "2050-01-02 00:00:00+00:00"}
+    tables["PRESCRIPTIONS"] = [given, given | {"STARTDATE": "2050-01-02 08:00:00+00:00"}]
+    root = write_tables(tables, tmp_path / "tables")
+    events = make_events(root, timezone="America/New_York")
+    rows = pq.read_table(events / "data" / "0000.parquet").to_pylist()
+    drugs = [str(row["time"]) for row in rows if row["code"].startswith("MEDICATION")]
+    assert drugs == ["2050-01-01 19:00:00"]
+
+
+def test_a_time_moved_out_of_the_year_9999_is_refused(
+    tables: Tables, tmp_path: Path, make_events: Stage
+) -> None:
+    tables["ADMISSIONS"][1]["DISCHTIME"] = "9999-12-31 23:30:00Z"
+    root = write_tables(tables, tmp_path / "tables")
+    with pytest.raises(CkdEhrError, match=r"column 'dischtime': 1 values .* are no time"):
+        make_events(root, timezone="Europe/Berlin")
+
+
 def test_two_tables_of_two_time_zones_are_refused(
     tables: Tables, tmp_path: Path, make_events: Stage
 ) -> None:

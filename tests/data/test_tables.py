@@ -2,8 +2,11 @@
 
 import gzip
 from pathlib import Path
+from random import Random
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -198,3 +201,116 @@ def test_a_disk_that_is_full_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         raise duckdb.IOException("Could not write file: No space left on device")
     with pytest.raises(CkdEhrError, match="broken quotes"), readable(path):
         raise duckdb.IOException("Could not read file")
+
+
+def times_after(path: Path, *written: str) -> list[str]:
+    """What `require_times` makes of a column with these values."""
+    with connect(path.parent) as connection:
+        connection.execute("CREATE TABLE t AS SELECT unnest(?) AS time", [list(written)])
+        require_times(connection, "t", "time", path)
+        return [time for (time,) in connection.execute("SELECT time FROM t ORDER BY 1").fetchall()]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2164-10-23", "2164-10-23"),
+        ("0001-01-01 10:00", "0001-01-01 10:00"),
+        ("9999-12-31T23:59:59.999999", "9999-12-31T23:59:59.999999"),
+        ("2164-10-23 21:09:00Z", "2164-10-23 21:09:00Z"),
+        ("2164-10-23 21:09:00z", "2164-10-23 21:09:00Z"),
+        ("2164-10-23 21:09:00 UTC", "2164-10-23 21:09:00Z"),
+        ("2164-10-23 21:09:00GMT", "2164-10-23 21:09:00Z"),
+        ("2164-10-23T21:09:00.5 -05", "2164-10-23T21:09:00.5-05"),
+        ("2164-10-23 21:09:00+0530", "2164-10-23 21:09:00+0530"),
+        ("2164-10-23 21:09 +05:30", "2164-10-23 21:09+05:30"),
+    ],
+)
+def test_times_with_and_without_an_offset_are_read(tmp_path: Path, written: str, read: str) -> None:
+    assert times_after(tmp_path / "ADMISSIONS.csv", written) == [read]
+
+
+@pytest.mark.parametrize(
+    ("written", "shape"),
+    [
+        ("2164-10-23 10:00:00 Europe/Berlin", "9999-99-99 99:99:99 aaaa"),
+        ("2164-10-23 10:00:00 EST", "9999-99-99 99:99:99 aaa"),
+        ("2164-10-23 10:00:00 CANARY", "9999-99-99 99:99:99 aaaa"),
+        ("2164-10-23 10:00:00+25:00", "9999-99-99 99:99:99+99:9"),
+        ("2164-10-23 10:00:00+05:30:15", "9999-99-99 99:99:99+99:9"),
+        ("2164-10-23 (BC)", "9999-99-99 (aa)"),
+        ("infinity", "aaaaaaaa"),
+        ("-infinity", "-aaaaaaaa"),
+        ("epoch", "aaaaa"),
+        ("12164-10-23 10:00:00", "99999-99-99 99:99:99"),
+        ("0000-10-23", "9999-99-99"),
+        ("9999-12-31 24:00:00", "9999-99-99 99:99:99"),
+        ("2164-02-30 10:00:00", "9999-99-99 99:99:99"),
+        ("2164-10-23 10:00:61Z", "9999-99-99 99:99:99a"),
+        ("2164-10-23Z", "9999-99-99a"),
+    ],
+)
+def test_what_is_no_time_as_a_whole_is_refused_by_its_shape(
+    tmp_path: Path, written: str, shape: str
+) -> None:
+    with pytest.raises(CkdEhrError) as error:
+        times_after(tmp_path / "ADMISSIONS.csv", "2164-10-23 21:09:00", written)
+    assert str(error.value) == (
+        f"ADMISSIONS.csv: column 'time': 1 values of the form '{shape}' are no time; write times "
+        "as 2164-10-23 21:09:00"
+    )
+
+
+@pytest.mark.parametrize("end", ["csv", "csv.gz", "parquet"])
+def test_a_folder_whose_name_is_a_pattern_is_read_and_no_other(tmp_path: Path, end: str) -> None:
+    for folder, drug in (("gl1", "Heparin"), ("gl[1]", "Aspirin")):
+        path = tmp_path / folder / f"PRESCRIPTIONS.{end}"
+        path.parent.mkdir()
+        text = f"subject_id,drug\n1,{drug}\n"
+        if end == "parquet":
+            pq.write_table(pa.table({"subject_id": ["1"], "drug": [drug]}), path)
+        else:
+            path.write_bytes(gzip.compress(text.encode()) if end == "csv.gz" else text.encode())
+    assert read(path) == [("1", "Aspirin")]
+
+
+def test_damaged_parquet_is_named_and_never_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.parquet"
+    drugs = {
+        "subject_id": [str(n) for n in range(3000)],
+        "drug": [f"drug {n}" for n in range(3000)],
+    }
+    pq.write_table(pa.table(drugs), path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(25):
+        random, damaged = Random(seed), bytearray(whole)
+        for _ in range(20):
+            damaged[random.randrange(len(whole) // 2, len(whole))] ^= random.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except CkdEhrError as error:
+            refused += str(error).startswith("PRESCRIPTIONS.parquet: not a whole Parquet file")
+    assert refused >= 20
+
+
+def test_a_parquet_header_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "PRESCRIPTIONS.parquet"
+    pq.write_table(pa.table({"subject_id": ["1"], "drug": ["Aspirin"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"drug", b"dr\xffg"))
+    with pytest.raises(CkdEhrError, match=r"^PRESCRIPTIONS\.parquet: not a whole Parquet file"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", [duckdb.Error, duckdb.SerializationException, RuntimeError])
+def test_any_error_of_a_read_names_the_file(tmp_path: Path, kind: type[Exception]) -> None:
+    with (
+        pytest.raises(CkdEhrError, match=r"^PATIENTS\.parquet: not a whole Parquet file"),
+        readable(tmp_path / "PATIENTS.parquet"),
+    ):
+        raise kind("Could not read")
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.OutOfMemoryException), readable(tmp_path / "PATIENTS.parquet"):
+        raise duckdb.OutOfMemoryException("could not allocate block")

@@ -102,6 +102,16 @@ def test_readmitted_and_other_columns_change_nothing(read: Stage) -> None:
     assert first == events_of(read(encounter("1", "1", readmitted="<30", payer_code="HM")))
 
 
+def test_codes_that_cannot_be_such_are_said_and_left_out(read: Stage, said: list[str]) -> None:
+    dataset = read(
+        encounter("1", "1", diag_1="NULL", diag_2="250.83", diag_3="428//1"),
+        encounter("2", "2", diag_1="NULL"),
+    )
+    codes = [event[0] for event in events_of(dataset) if event[0].startswith("DIAGNOSIS")]
+    assert codes == ["DIAGNOSIS//UCI_ICD9//25083"]
+    assert "diabetic_data.csv: 3 diagnoses with a code that is none left out" in said
+
+
 def test_truncated_codes_carry_general_titles_and_times_are_marked(read: Stage) -> None:
     dataset = read(encounter("1", "1"))
     codes = pq.read_table(dataset / "metadata" / "codes.parquet").to_pylist()

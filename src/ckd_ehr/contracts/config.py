@@ -192,7 +192,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except IsADirectoryError:
         raise CkdEhrError(f"{path}: this is a folder; give the YAML file in it") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {error}") from None
+        raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {masked(str(error))}") from None
     if not isinstance(settings, dict):
         raise CkdEhrError(f"{path}: the top level must be a mapping of settings")
     settings.setdefault("name", path.stem)

@@ -303,8 +303,9 @@ def _audit(context: StageContext, events: Path, rules: PairRules) -> None:
         synthetic_times=rules.synthetic_times,
         phenotypes=context.config.labels.selected,
         memory_limit=context.config.engine.memory_limit,
+        shifted_times=has_shifted_times(events),
     )
-    refuse(findings, "cohort")
+    refuse(findings, "cohort", context.config.audit.accept, context.say)
 
 
 def _describe(

@@ -148,8 +148,7 @@ def pair_visits(placed: ir.Table, following: ir.Table, rules: PairRules) -> ir.T
     """One pair per visit: the visits known at its discharge, and the next one, if any.
 
     `prediction_time` is the discharge of the last history visit; `following` is as `next_visits`
-    gives it. Pairs of stays that ended in death without a next visit are left out. `gap_days` is
-    null for synthetic times.
+    gives it. Stays that ended in death make no pair. `gap_days` is null for synthetic times.
 
     Returns:
         pair_id, subject_id, history, prediction_time, next_visit_id, gap_days, visit_id.
@@ -157,9 +156,7 @@ def pair_visits(placed: ir.Table, following: ir.Table, rules: PairRules) -> ir.T
     nearest = following.select("visit_id", "gap_days", next_visit_id=following.later_id)
     histories = known_histories(placed, longest=rules.max_history_visits)
     joined = placed.join(histories, "visit_id").left_join(nearest, "visit_id")
-    usable = (joined.history.length() >= rules.min_history_visits) & (
-        joined.next_visit_id.notnull() | ~joined.died
-    )
+    usable = (joined.history.length() >= rules.min_history_visits) & ~joined.died
     if rules.min_age_years > 0:
         # As the column holds it: an age of 17.9 is not below a limit of 17.9.
         limit = float(np.float32(rules.min_age_years))

@@ -52,7 +52,8 @@ _PRINTS = """
         HAVING count(DISTINCT place) > 1 AND count(DISTINCT subject_id) <= {most};
     CREATE TABLE shared AS
         WITH members AS (SELECT * FROM prints SEMI JOIN alike USING (start, stop, codes, print))
-        SELECT a.subject_id AS one, b.subject_id AS other, a.visit_no, usual.patients
+        SELECT a.subject_id AS one, b.subject_id AS other, a.visit_no,
+            b.visit_no AS other_no, usual.patients
         FROM members AS a JOIN members AS b USING (start, stop, codes, print)
             JOIN usual USING (codes, print)
         WHERE a.subject_id < b.subject_id AND a.place <> b.place;"""
@@ -80,7 +81,8 @@ _TWINS = """
                 SELECT DISTINCT one, other, item FROM shared JOIN items USING (visit_no))
             JOIN bits USING (item) GROUP BY ALL),
         stays_shared AS (
-            SELECT one, other, count(DISTINCT visit_no) AS n, min(patients) AS patients
+            SELECT one, other, min(patients) AS patients,
+                least(count(DISTINCT visit_no), count(DISTINCT other_no)) AS n
             FROM shared GROUP BY ALL),
         people AS (SELECT count(*) AS n FROM places)
         SELECT one, other, {bits_of_time} * least(stays_shared.n, {most_counted}) + greatest(

@@ -12,7 +12,12 @@ from rich.text import Text
 
 from ckd_ehr.data.audit.findings import CheckResult, Status, findings_of
 
-_STYLES: dict[Status, str] = {"passed": "green", "finding": "bold red", "accepted": "yellow", "not tested": "dim"}
+_STYLES: dict[Status, str] = {
+    "passed": "green",
+    "finding": "bold red",
+    "accepted": "yellow",
+    "not tested": "dim",
+}
 
 
 def show_results(results: Sequence[CheckResult]) -> RenderableType:

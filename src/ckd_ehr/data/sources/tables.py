@@ -241,14 +241,14 @@ def file_digests(files: Sequence[Path], root: Path) -> dict[str, str]:
 def readable(path: Path) -> Iterator[None]:
     """Turn a failed read into an error that names the file and never quotes its rows.
 
-    Damaged Parquet fails in as many ways as DuckDB has errors. A lack of memory or of disk to spill
-    to, and an interruption, are no fault of the file: those errors pass.
+    Damaged Parquet fails in as many ways as DuckDB has errors, a plain RuntimeError among them. A
+    lack of memory or of disk, and an interruption, are no fault of the file: those errors pass.
     """
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
-    except duckdb.Error as error:
+    except (duckdb.Error, RuntimeError) as error:
         if FULL_TEXT in str(error):
             raise
         raise explain_unreadable(path) from None
@@ -292,7 +292,7 @@ def require_whole_numbers(
     digits = f"regexp_extract({column}, '^([0-9]+)([.]0*)?$', 1)"
     _refuse(
         connection, table, column, path,
-        parsed=f"try_cast({digits} AS BIGINT)",
+        holds=f"try_cast({digits} AS BIGINT) IS NOT NULL",
         problem=f"no whole number; {remedy}",
     )  # fmt: skip
     connection.execute(f"UPDATE {table} SET {column} = {digits} WHERE contains({column}, '.')")
@@ -307,7 +307,7 @@ def require_times(
     """
     _refuse(
         connection, table, column, path,
-        parsed=wall_time_sql(column),
+        holds=_is_time_sql(column),
         problem="no time; write times as 2164-10-23 21:09:00",
     )  # fmt: skip
     zulu = f"regexp_replace({column}, '(z|UTC|GMT)$', 'Z')"
@@ -319,9 +319,19 @@ def require_times(
 
 def wall_time_sql(column: str) -> str:
     """The time that a text shows, to the second and without its offset, in SQL; null if none."""
-    wall = f"try_cast(left({column}, if(substr({column}, 17, 1) = ':', 19, 16)) AS TIMESTAMP)"
-    is_time = f"regexp_full_match({column}, '{TIME}') AND year({wall}) BETWEEN 1 AND 9999"
-    return f"if({is_time}, {wall}, NULL)"
+    return f"if({_is_time_sql(column)}, {_wall_sql(column)}, NULL)"
+
+
+def _is_time_sql(column: str) -> str:
+    """Whether a text is a time or a date, in SQL."""
+    return (
+        f"regexp_full_match({column}, '{TIME}') AND {_wall_sql(column)} "
+        "BETWEEN TIMESTAMP '0001-01-01' AND TIMESTAMP '9999-12-31 23:59:59'"
+    )
+
+
+def _wall_sql(column: str) -> str:
+    return f"try_cast(left({column}, if(substr({column}, 17, 1) = ':', 19, 16)) AS TIMESTAMP)"
 
 
 def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
@@ -336,13 +346,13 @@ def _refuse(
     column: str,
     path: Path,
     *,
-    parsed: str,
+    holds: str,
     problem: str,
 ) -> None:
     shape = f"regexp_replace(regexp_replace({column}, '\\p{{N}}', '9', 'g'), '\\p{{L}}', 'a', 'g')"
     [(wrong, example)] = connection.execute(
         f"SELECT count(*), min(left({shape}, 24)) FROM {table} "
-        f"WHERE {column} IS NOT NULL AND {parsed} IS NULL"
+        f"WHERE {column} IS NOT NULL AND ({holds}) IS NOT TRUE"
     ).fetchall()
     if wrong:
         raise CkdEhrError(

@@ -292,7 +292,7 @@ def _listed_splits(splits: SplitsConfig, events: Path) -> pa.Table | None:
 def _write_splits(assigned: pa.Table, path: Path) -> None:
     known = assigned.filter(pc.is_valid(assigned["split"])).select(["subject_id", "split"])
     aligned = meds.SubjectSplitSchema.align(known)
-    write_table(aligned.combine_chunks(), path, aligned.schema)
+    write_table(aligned.combine_chunks(), path, aligned.schema.remove_metadata())
 
 
 def _audit(context: StageContext, events: Path, rules: PairRules) -> None:

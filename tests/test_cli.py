@@ -49,7 +49,8 @@ def fake_stages(
                 raise error
             (context.folder / "result.txt").write_text("done")
             if name == "cohort":
-                pq.write_table(pa.table({"a": [1]}), context.folder / "pairs.parquet")
+                for table in ("pairs", "visits"):
+                    pq.write_table(pa.table({"a": [1]}), context.folder / f"{table}.parquet")
             if name == "knowledge":
                 pq.write_table(pa.table({"a": [1]}), context.folder / "teacher.parquet")
 

@@ -240,7 +240,7 @@ def test_labels_without_a_positive_in_train_are_joined_by_dots(
     ("code", "coverage"),
     [
         (None, "(the visits hold no diagnosis code)"),
-        ("HTN", "(ICD9CM: 80 codes, 0 with a CCS category, 0 of a label)"),
+        ("H99", "(ICD9CM: 80 codes, 0 with a CCS category, 0 of a label)"),
         ("78552", "(ICD9CM: 80 codes, 80 with a CCS category, 0 of a label)"),
     ],
 )

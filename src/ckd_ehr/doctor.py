@@ -107,7 +107,9 @@ def forecast_demo(config: RunConfig, speed: Speed | None) -> Forecast:
     download = None if None in sizes else sum(size for size in sizes if size is not None)
     seconds = float("nan")
     if speed is not None:
-        seconds = DEMO.fixed_seconds + DEMO.bf16_gigaflop / speed.bf16_gigaflops
+        seconds = DEMO.fixed_seconds + DEMO.bf16_gigaflop / max(
+            speed.bf16_gigaflops, speed.fp32_gigaflops
+        )
         seconds += DEMO.fp32_gigaflop / speed.fp32_gigaflops
     unpacked = DEMO.unpacked_weights_bytes if download != 0 else 0
     return Forecast(seconds, DEMO.run_bytes + unpacked, download)

@@ -98,8 +98,8 @@ class TrainingConfig(Section):
     evaluations_per_epoch: int = Field(1, ge=1, description="Scorings of the tuning pairs.")
     patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
     checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Arithmetic of the encoder; fp32 where bf16 is slow."
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Arithmetic of the encoder; auto: bf16 if the hardware has it."
     )
 
 

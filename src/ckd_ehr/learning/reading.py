@@ -14,6 +14,7 @@ from torch import nn
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.precision import uses_bf16
 
 BATCH_TOKENS = 8192
 
@@ -50,7 +51,7 @@ def attention_kernel(device: str) -> str:
 @contextmanager
 def reading(device: str, precision: str) -> Iterator[None]:
     """No gradients, and autocast where training had it: same numbers as in evaluation."""
-    bf16 = precision == "bf16"
+    bf16 = uses_bf16(precision, device=device)
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
         yield
 

@@ -34,6 +34,7 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.precision import uses_bf16
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
@@ -148,7 +149,7 @@ def load_backbone(model: str, *, precision: str, device: str) -> Any:
             f"teacher.model={model}: a decoder is needed, this is {config.model_type}"
         )
     config.use_cache = False
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if uses_bf16(precision, device=device) else torch.float32
     return AutoModel.from_pretrained(
         folder, config=config, dtype=dtype, attn_implementation=attention_kernel(device)
     )

@@ -25,6 +25,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.precision import uses_bf16
 from ckd_ehr.learning.scoring import label_ranking, macro
 
 Loss = Callable[[HeadOutput, Batch, float], Tensor]
@@ -192,7 +193,7 @@ def _arguments(
         warmup_steps=round(settings.warmup_ratio * total),
         lr_scheduler_type="cosine",
         max_grad_norm=1.0,
-        bf16=settings.precision == "bf16",
+        bf16=uses_bf16(settings.precision, device=device),
         use_cpu=device == "cpu",
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",

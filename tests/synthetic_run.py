@@ -14,6 +14,7 @@ from scipy.special import logit
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.files import write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, fitted_on, write_fitted
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
@@ -29,6 +30,7 @@ from ckd_ehr.contracts.records import (
     with_label_names,
 )
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.contracts.truth import HOSPITAL, RISKS, RISKS_SCHEMA, TRUTH
 from ckd_ehr.data.audit.fitted import allowed_pairs
 from ckd_ehr.data.description import describe_cohort
 from ckd_ehr.data.pairs import labels_of_codes
@@ -56,25 +58,39 @@ def config_of(source: str = "mimic3", **evaluation: int) -> RunConfig:
     )
 
 
-def write_run(root: Path, config: RunConfig, *, held_out: int = 40, seed: int = 0) -> StageContext:
+def write_run(
+    root: Path,
+    config: RunConfig,
+    *,
+    held_out: int = 40,
+    seed: int = 0,
+    truth: bool = False,
+    replayed: float = 0.5,
+) -> StageContext:
     """Two visits a patient: what the second one has follows the first, except shock, which is rare.
 
-    Shock occurs in train and tuning only, so no held-out pair has it.
+    Shock occurs in train and tuning only, so no held-out pair has it. With `truth` the patients are
+    simulated ones, and that share of them (`replayed`) has an estimate from the record.
     """
     rng = np.random.default_rng(seed)
     splits = ["train"] * 80 + ["tuning"] * 30 + ["held_out"] * held_out
-    visits, pairs = [], []
+    visits, pairs, risks = [], [], []
     for number, split in enumerate(splits):
         subject = FIRST_SUBJECT + number
         before = rng.random(3) < [0.5, 0.4, 0.1]
         after = np.where(rng.random(3) < 0.8, before, rng.random(3) < 0.4)
         after[2] &= split != "held_out"
+        known = number % 100 < 100 * replayed
+        chances = 0.8 * np.array([before, after]) + 0.2 * 0.4
+        chances[:, 2] *= split != "held_out"
+        risks += [_risk(subject, n, chance, known) for n, chance in enumerate(chances)]
         visits += [_visit(subject, 0, before), _visit(subject, 1, after)]
         pairs.append(_pair(subject, 0, split, after.tolist()))
         if split == "train":
             pairs.append(_pair(subject, 1, split, None))
     labels = np.array([pair["labels"] for pair in pairs if pair["split"] != "train"])
-    folders = {name: root / name for name in ("cohort", "knowledge", "teacher", "signals")}
+    folders = {name: root / name for name in ("events", "cohort", "knowledge")}
+    folders |= {name: root / name for name in ("teacher", "signals")}
     folders["student"] = root / "student"
     write_table(
         pa.Table.from_pylist(visits, VISITS),
@@ -86,6 +102,8 @@ def write_run(root: Path, config: RunConfig, *, held_out: int = 40, seed: int = 
         folders["cohort"] / "pairs.parquet",
         with_label_names(PAIRS, LABELS),
     )
+    if truth:
+        write_truth(folders["events"], risks)
     counts = {"visits_read": len(visits) + 3, "visits_admitted_after_death": 3}
     counts |= {"visits_discharged_before_admission": 0, "visits_kept": len(visits)}
     rows = {"ADMISSIONS.csv": {"read": len(visits) + 5, "used": len(visits) + 3}}
@@ -100,6 +118,30 @@ def write_run(root: Path, config: RunConfig, *, held_out: int = 40, seed: int = 
     folder = root / "07_evaluation.partial"
     folder.mkdir(parents=True)
     return StageContext(config=config, folder=folder, inputs=folders, say=lambda _: None)
+
+
+def _risk(subject: int, number: int, chances: np.ndarray, known: bool) -> dict[str, Any]:
+    """A row of the truth: the three labels' chances at the next visit, none for the others."""
+    risks = dict.fromkeys((phenotype.name for phenotype in PHENOTYPES_25), 0.0)
+    risks |= dict(zip(LABELS, chances.tolist(), strict=True))
+    return {
+        "visit_id": f"v{subject}-{number}",
+        "subject_id": subject,
+        "true_probabilities": list(risks.values()),
+        "record_probabilities": list(risks.values()) if known else None,
+        "effective_particles": 64.0 if known else None,
+    }
+
+
+def write_truth(events: Path, risks: list[dict[str, Any]]) -> None:
+    """The folder `truth` of a simulated hospital."""
+    names = [phenotype.name for phenotype in PHENOTYPES_25]
+    write_table(
+        pa.Table.from_pylist(risks[::-1], RISKS_SCHEMA),
+        events / TRUTH / RISKS,
+        with_label_names(RISKS_SCHEMA, names),
+    )
+    write_json(events / TRUTH / HOSPITAL, {"simulated": True, "seed": 1})
 
 
 def _describe(cohort: Path, visits: list[dict[str, Any]], config: RunConfig) -> None:

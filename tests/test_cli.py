@@ -26,9 +26,10 @@ from ckd_ehr.doctor import Finding, Speed
 from ckd_ehr.learning import inference, weights
 from ckd_ehr.pipeline import STAGES
 from ckd_ehr.predictions import fold_drugs
+from small_hospital import FREQUENT
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "visits.jsonl"
-SIMULATED = {"name": "trial", "data": {"simulator": {"patients": 20}}}
+SIMULATED = {"name": "trial", "data": {"simulator": {"patients": 20, **FREQUENT}}}
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
         (["explain", "absent", "--pair", "x"], "absent: no run here"),
         (["audit", "absent"], "absent: no run here"),
         (["predict", "absent", "--visits", "x"], "absent: no run here"),
-        (["simulate", "--out", "h", "--patients", "1"], "patients = 1"),
+        (["simulate", "h", "--patients", "1"], "patients = 1"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_exit_status_2(
@@ -301,11 +302,11 @@ def test_simulate_writes_tables_and_refuses_a_folder_in_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "hospital"
-    assert main(["simulate", "--out", str(out), "--patients", "20", "--seed", "3"]) == 0
+    assert main(["simulate", str(out), "--patients", "20", "--seed", "3"]) == 0
     tables = {path.name.lower() for path in out.iterdir()}
     assert {"admissions.csv.gz", "patients.csv.gz", "diagnoses_icd.csv.gz"} <= tables
-    assert main(["simulate", "--out", str(out)]) == 2
-    assert "not empty; give --out a new folder" in capsys.readouterr().err
+    assert main(["simulate", str(out)]) == 2
+    assert "not empty; take a new folder" in capsys.readouterr().err
 
 
 def demo_config() -> RunConfig:

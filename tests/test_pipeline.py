@@ -17,6 +17,7 @@ from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.manifests import MANIFEST, read_manifest
 from ckd_ehr.contracts.runs import fingerprint_of
 from ckd_ehr.pipeline import STAGES, run_directory
+from small_hospital import FREQUENT
 from tiny import tiny_bert, tiny_qwen2
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def tiny_settings(root: Path) -> dict[str, object]:
     return {
         "name": "tiny",
         "device": "cpu",
-        "data": {"source": "simulated", "simulator": {"patients": 60}},
+        "data": {"source": "simulated", "simulator": {"patients": 150, **FREQUENT}},
         "knowledge": {"teacher": {"max_tokens": 200}, "student": {"max_tokens": 200}},
         "teacher": {"model": tiny_qwen2(root / "qwen2"), "checkpoint_steps": 1, **common},
         "student": {"model": tiny_bert(root / "bert"), **common},

@@ -212,31 +212,47 @@ def export_instructions(run: Path, out: Path, label_names: LabelStyle, subject_k
 
 
 @commands.command(short_help="Write a simulated hospital's tables.")
-@click.option("--patients", type=int, help="Number of patients.  [default: as the demo]")
-@click.option("--seed", type=int, help="The same seed gives the same bytes.")
+@click.argument("out", type=NEW_FOLDER)
+@click.option("--patients", type=int, help="Number of patients.  [default: 1000]")
+@click.option("--seed", type=int, help="The same seed gives the same bytes.  [default: 2026]")
 @click.option("--layout", type=click.Choice(get_args(Layout)), default="mimic3",
               show_default=True, help="MIMIC-III, OMOP CDM 5.4 or MEDS 0.4.")  # fmt: skip
-@click.option("--out", type=NEW_FOLDER, required=True, help="A new or empty folder.")
-def simulate(patients: int | None, seed: int | None, layout: Layout, out: Path) -> None:
-    """Write a simulated hospital. Its patients are invented, and the same in every layout.
+@click.option("--coding", type=click.Choice(["icd9", "icd10"]), default="icd9",
+              show_default=True, help="Code system; MIMIC-III has ICD-9 only.")  # fmt: skip
+@click.option("--hospital", type=click.Choice(["a", "b"]), default="a", show_default=True,
+              help="b: other prevalences, habits of coding, names of drugs.")  # fmt: skip
+@click.option("--visits", "visits_per_patient", type=float,
+              help="Mean stays a patient, without deaths.  [default: 1.4]")  # fmt: skip
+@click.option("--detail", type=float,
+              help="0 to 1: less leaves out what bears on no label.  [default: 1]")  # fmt: skip
+@click.option("--replayed", "replayed_patients", type=int,
+              help="Patients whose best possible risk is estimated.  [default: 400]")  # fmt: skip
+@click.option("--broken-rows/--no-broken-rows", default=None,
+              help="A few broken rows, as real tables have.  [default: yes]")  # fmt: skip
+def simulate(out: Path, layout: Layout, **given: object) -> None:
+    """Write a simulated hospital into OUT. Its patients are invented; their true risks are known.
 
-    MIMIC-III and OMOP are tables as .csv.gz, MEDS is a folder of Parquet files with splits of its
-    own. The folder appears with all its files, or not at all.
+    By default its patients come and come back as in MIMIC-III. They are the same in every layout
+    and both code systems. MIMIC-III and OMOP are tables as .csv.gz, MEDS is a folder of Parquet
+    files with splits of its own. Beside the records stands truth/: the true risk of every label
+    after every stay, the best that could be known of it from the record alone for some patients,
+    and the drugs' true effects. A run on such a folder reports how close its models come. OUT
+    appears with all its files, or not at all.
 
     \b
     Example:
-      ckd-ehr simulate --patients 1000 --out hospital
+      ckd-ehr simulate hospital --patients 2000 --visits 3
       ckd-ehr run configs/mimic3.yaml data.root=hospital --until cohort
-      ckd-ehr simulate --patients 1000 --layout omop --out warehouse
+      ckd-ehr simulate warehouse --layout omop --coding icd10
+      ckd-ehr simulate elsewhere --hospital b
     """
     from ckd_ehr.contracts.config import build_config
-    from ckd_ehr.data.simulator import simulate as write_hospital
+    from ckd_ehr.data.simulator.hospital import simulate as write_hospital
 
-    given = {"patients": patients, "seed": seed}
     settings = {key: value for key, value in given.items() if value is not None}
     config = build_config({"name": "simulate", "data": {"simulator": settings}}, origin="simulate")
-    write_hospital(config.data.simulator, out, layout=layout)
-    click.echo(f"{config.data.simulator.patients:,} patients in {out}")
+    write_hospital(config.data.simulator, out, layout=layout, say=click.echo)
+    click.echo(f"{config.data.simulator.patients:,} simulated patients in {out}")
 
 
 @commands.command(short_help="Check a run's files for leaks.")
@@ -253,8 +269,9 @@ def audit(run: Path) -> None:
     """
     from ckd_ehr.data.audit.run import audit_run
     from ckd_ehr.data.audit.shown import show_results
+    from ckd_ehr.knowledge.ontology import words_of
 
-    results = audit_run(_finished(run, "cohort"))
+    results = audit_run(_finished(run, "cohort"), words_of=words_of)
     _show(show_results(results))
     if any(result.findings for result in results):
         click.get_current_context().exit(1)

@@ -114,10 +114,10 @@ STAGES: tuple[Stage, ...] = (
         summary="source tables → one MEDS dataset",
         function=_events,
         sections=("data",),
-        writes=("data/*.parquet", "metadata/", "rows.json"),
+        writes=("data/*.parquet", "metadata/", "rows.json", "truth/"),
         externals=_source_digests,
         preview=_source_lines,
-        version=2,
+        version=3,
     ),
     Stage(
         name="cohort",
@@ -134,7 +134,7 @@ STAGES: tuple[Stage, ...] = (
             "coverage.json",
             "dataset.json",
         ),
-        version=2,
+        version=3,
     ),
     Stage(
         name="knowledge",
@@ -153,7 +153,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet"),
         writes=("fold_*/", "training.json", "fitted.json"),
         externals=_teacher_digest,
-        version=2,
+        version=3,
     ),
     Stage(
         name="signals",
@@ -163,7 +163,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
         writes=("soft_labels.parquet", "index.parquet", "attention-*.safetensors", "fitted.json"),
         externals=_teacher_digest,
-        version=2,
+        version=3,
     ),
     Stage(
         name="student",
@@ -174,7 +174,6 @@ STAGES: tuple[Stage, ...] = (
             "knowledge.student",
             "cohort.max_history_visits",
             "teacher.model",
-            "teacher.precision",
             "data.source",
             "seed",
             "device",
@@ -190,9 +189,9 @@ STAGES: tuple[Stage, ...] = (
         function=_evaluation,
         # metrics.json holds the whole config; what computes the cohort changes nothing in it.
         sections=tuple(name for name in RunConfig.model_fields if name != "engine"),
-        reads=("cohort", "knowledge", "teacher", "signals", "student"),
+        reads=("events", "cohort", "knowledge", "teacher", "signals", "student"),
         writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
-        version=2,
+        version=3,
     ),
 )
 

@@ -12,6 +12,7 @@ from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS, label_names, wi
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.cohort import write_cohort as run_cohort
 from ckd_ehr.data.events import write_events
+from small_hospital import FREQUENT
 
 Rows = list[dict[str, object]]
 DAY = datetime.timedelta(days=1)
@@ -143,7 +144,7 @@ def write_narratives(folder: Path, rows: Rows) -> list[Path]:
 
 def simulated_cohort(folder: Path, *, patients: int, seed: int = 7) -> tuple[Path, Path]:
     """The stages `events` and `cohort` on a simulated hospital: both folders."""
-    simulator = {"patients": patients, "seed": seed}
+    simulator = {"patients": patients, "seed": seed, **FREQUENT}
     settings = {"name": "audited", "data": {"source": "simulated", "simulator": simulator}}
     return run_data_stages(folder, settings)
 

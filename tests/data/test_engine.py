@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hospital import Stage
+from hospital import Stage, Tables, write_tables
 
 from ckd_ehr.contracts.config import EngineConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, sha256_of
 from ckd_ehr.data.engine import open_engine
+from small_hospital import FREQUENT
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None and "JAVA_HOME" not in os.environ, reason="no Java"
@@ -43,9 +44,22 @@ def same_on_both(make_cohort: Stage, events: Path, **settings: object) -> None:
 def test_duckdb_and_spark_agree_on_the_simulated_hospital(
     make_events: Stage, make_cohort: Stage
 ) -> None:
-    events = make_events(None, source="simulated", simulator={"patients": 120})
+    events = make_events(None, source="simulated", simulator={"patients": 300, **FREQUENT})
     rules = {"min_gap_days": 2, "label_window_days": 400, "sample": {"unlabelled": 20}}
     same_on_both(make_cohort, events, cohort=rules, splits={"method": "temporal"})
+
+
+@needs_java
+def test_duckdb_and_spark_agree_on_a_death_at_the_minute_of_admission(
+    tables: Tables, tmp_path: Path, make_events: Stage, make_cohort: Stage
+) -> None:
+    for row in tables["ADMISSIONS"][1:20:2]:
+        row |= {"DISCHTIME": row["ADMITTIME"], "HOSPITAL_EXPIRE_FLAG": "1"}
+    events = make_events(write_tables(tables, tmp_path / "tables"))
+    same_on_both(make_cohort, events, labels={"only_ccs": [108, 98]})
+    counts = read_json(make_cohort(events, labels={"only_ccs": [108, 98]}) / "flow.json")["counts"]
+    assert counts["visits_admitted_after_death"] == 0
+    assert counts["visits_ended_in_death"] == 10
 
 
 @needs_java

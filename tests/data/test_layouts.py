@@ -7,7 +7,8 @@ from hospital import Stage
 
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.files import sha256_of
-from ckd_ehr.data.simulator import simulate
+from ckd_ehr.data.simulator.hospital import simulate
+from small_hospital import FREQUENT
 
 PATIENTS = 400
 
@@ -16,7 +17,7 @@ PATIENTS = 400
 def test_the_same_patients_give_the_same_visits_and_pairs_in_every_layout(
     tmp_path: Path, make_events: Stage, make_cohort: Stage, seed: int
 ) -> None:
-    settings = SimulatorConfig(patients=PATIENTS, seed=seed, broken_rows=True)
+    settings = SimulatorConfig(patients=PATIENTS, seed=seed, broken_rows=True, **FREQUENT)
     found = {}
     for layout in ("mimic3", "omop", "meds"):
         simulate(settings, tmp_path / layout, layout=layout)

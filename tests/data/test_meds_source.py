@@ -21,7 +21,8 @@ from meds_testing_helpers.dataset import MEDSDataset
 
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.files import read_json
-from ckd_ehr.data.simulator import simulate
+from ckd_ehr.data.simulator.hospital import simulate
+from small_hospital import FREQUENT
 
 THEIR_SUBJECTS = (239684, 1195293, 68729, 814703, 754281, 1500733)
 
@@ -234,7 +235,7 @@ def test_our_own_dataset_comes_back_as_it_was(
 def test_simulated_patients_are_the_same_in_mimic_iii_tables_and_in_meds(
     tmp_path: Path, make_events: Stage, make_cohort: Stage
 ) -> None:
-    settings = SimulatorConfig(patients=330, seed=5)
+    settings = SimulatorConfig(patients=330, seed=5, **FREQUENT)
     simulate(settings, tmp_path / "tables")
     simulate(settings, tmp_path / "foreign", layout="meds")
     of_tables = make_cohort(make_events(tmp_path / "tables"))

@@ -14,8 +14,9 @@ from omop_hospital import (
 )
 
 from ckd_ehr.contracts.config import SimulatorConfig
-from ckd_ehr.data.simulator import simulate
-from ckd_ehr.data.simulator_layouts import Layout
+from ckd_ehr.data.simulator.hospital import simulate
+from ckd_ehr.data.simulator.layouts import Layout
+from small_hospital import FREQUENT
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_simulated_hospital_gives_the_same_pairs_as_omop_and_as_mimic_iii(
     made: dict[str, dict[str, bytes]] = {}
     for source in ("mimic3", "omop"):
         layout = cast(Layout, source)
-        simulate(SimulatorConfig(patients=120), tmp_path / source, layout=layout)
+        simulate(SimulatorConfig(patients=300, **FREQUENT), tmp_path / source, layout=layout)
         cohort = make_cohort(make_events(tmp_path / source, source=source))
         made[source] = {
             name: (cohort / name).read_bytes() for name in ("visits.parquet", "pairs.parquet")

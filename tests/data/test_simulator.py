@@ -1,37 +1,39 @@
-"""The simulated hospital: one seed, the same bytes; real codes; a task to learn; whole or not."""
+"""The simulated hospital: one seed, the same bytes; real codes; whole or not at all."""
 
 import csv
 import errno
 import gzip
-import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import sha256_of
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25
-from ckd_ehr.data.simulator import simulate
-from ckd_ehr.data.simulator_catalogue import (
-    BACKGROUND_CODES,
-    CONDITIONS,
-    EFFECTIVE,
-    PROGRESSIONS,
-    TRAITS,
-)
-from ckd_ehr.data.simulator_layouts import Layout
-from ckd_ehr.data.simulator_tables import diagnosis_titles
+from ckd_ehr.data.ccs import icd9_ccs_of
+from ckd_ehr.data.simulator import tables
+from ckd_ehr.data.simulator.hospital import simulate
+from ckd_ehr.data.simulator.layouts import Layout
+from ckd_ehr.data.simulator.titles import titles
+from small_hospital import FREQUENT
 
-CATEGORY_OF = {code: condition.ccs for condition in CONDITIONS for code, _ in condition.codes}
 PHENOTYPES = sorted(ccs for phenotype in PHENOTYPES_25 for ccs in phenotype.ccs)
-SMALL = SimulatorConfig(patients=20)
-OUTDATED = {"585", "5185", "2765", "5128"}
+SMALL = SimulatorConfig(patients=20, replayed_patients=0)
+FEW = SimulatorConfig(patients=370, **FREQUENT)
+TABLES = (
+    "ADMISSIONS.csv.gz",
+    "DIAGNOSES_ICD.csv.gz",
+    "D_ICD_DIAGNOSES.csv.gz",
+    "D_ICD_PROCEDURES.csv.gz",
+    "PATIENTS.csv.gz",
+    "PRESCRIPTIONS.csv.gz",
+    "PROCEDURES_ICD.csv.gz",
+)
 
 Rows = list[dict[str, str]]
 
@@ -39,7 +41,7 @@ Rows = list[dict[str, str]]
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospital")
-    simulate(SimulatorConfig(), folder)
+    simulate(FEW, folder)
     return folder
 
 
@@ -60,32 +62,38 @@ def whole_stays(folder: Path) -> dict[str, Rows]:
 def categories(folder: Path) -> dict[str, set[int]]:
     found: dict[str, set[int]] = defaultdict(set)
     for row in rows_of(folder, "DIAGNOSES_ICD"):
-        if row["ICD9_CODE"] in CATEGORY_OF:
-            found[row["HADM_ID"]].add(CATEGORY_OF[row["ICD9_CODE"]])
+        if row["ICD9_CODE"]:
+            found[row["HADM_ID"]].add(icd9_ccs_of(row["ICD9_CODE"]).ccs or 0)
     return found
 
 
-def test_same_seed_same_bytes_and_another_seed_differs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["mimic3", "omop", "meds"])
+def test_same_seed_same_bytes_and_another_seed_differs(tmp_path: Path, layout: Layout) -> None:
+    digests = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        simulate(SimulatorConfig(patients=40, seed=seed), tmp_path / name)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == [
-        "ADMISSIONS.csv.gz",
-        "DIAGNOSES_ICD.csv.gz",
-        "D_ICD_DIAGNOSES.csv.gz",
-        "D_ICD_PROCEDURES.csv.gz",
-        "PATIENTS.csv.gz",
-        "PRESCRIPTIONS.csv.gz",
-        "PROCEDURES_ICD.csv.gz",
-    ]
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    changed = (tmp_path / "a" / "DIAGNOSES_ICD.csv.gz").read_bytes()
-    assert changed != (tmp_path / "c" / "DIAGNOSES_ICD.csv.gz").read_bytes()
+        settings = SimulatorConfig(
+            patients=40, visits_per_patient=3, replayed_patients=3, seed=seed
+        )
+        simulate(settings, tmp_path / name, layout=layout)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests[name] = {str(path.relative_to(tmp_path / name)): sha256_of(path) for path in files}
+    assert digests["a"] == digests["b"]
+    assert digests["a"].keys() == digests["c"].keys()
+    records = [name for name in digests["a"] if "D_ICD" not in name and "concept" not in name]
+    same = [name for name in records if digests["a"][name] == digests["c"][name]]
+    described = ["metadata/dataset.json", "metadata/subject_splits.parquet"]
+    described = described if layout == "meds" else []
+    assert sorted(same) == [*described, "truth/effects.csv"]
+
+
+def test_a_hospital_is_its_tables_and_its_truth(hospital: Path) -> None:
+    assert sorted(path.name for path in hospital.glob("*.gz")) == list(TABLES)
+    names = sorted(path.name for path in (hospital / "truth").iterdir())
+    assert names == ["effects.csv", "hospital.json", "risks.parquet"]
 
 
 def test_tables_have_the_columns_of_mimic3(hospital: Path, real_data: Path) -> None:
-    for path in hospital.iterdir():
+    for path in hospital.glob("*.gz"):
         name = path.name.removesuffix(".csv.gz")
         real = real_data / "mimic3-demo-1.4" / f"{name}.csv"
         expected = real.read_text(encoding="utf-8").partition("\n")[0].upper().split(",")
@@ -93,21 +101,14 @@ def test_tables_have_the_columns_of_mimic3(hospital: Path, real_data: Path) -> N
 
 
 def test_every_code_is_real_and_outdated_ones_have_no_title(hospital: Path) -> None:
-    real = diagnosis_titles()
     written = {row["ICD9_CODE"] for row in rows_of(hospital, "DIAGNOSES_ICD")} - {""}
     titled = {row["ICD9_CODE"] for row in rows_of(hospital, "D_ICD_DIAGNOSES")}
-    assert written - set(real) <= OUTDATED
-    assert written - titled == written - set(real)
-    catalogue = set(CATEGORY_OF) | {c for t in TRAITS for c in t.codes} | set(BACKGROUND_CODES)
-    assert catalogue - set(real) == OUTDATED
+    assert titled == set(titles("icd9", "diagnosis"))
+    outdated = written - titled
+    assert outdated  # real tables hold some
+    assert all(icd9_ccs_of(code).ccs for code in outdated)
     done = {row["ICD9_CODE"] for row in rows_of(hospital, "PROCEDURES_ICD")}
     assert done <= {row["ICD9_CODE"] for row in rows_of(hospital, "D_ICD_PROCEDURES")}
-
-
-def test_catalogue_speaks_only_of_the_25_phenotypes() -> None:
-    assert sorted(condition.ccs for condition in CONDITIONS) == PHENOTYPES
-    named = {ccs for before, after, _ in PROGRESSIONS for ccs in (before, after)}
-    assert named | {ccs for _, ccs, _ in EFFECTIVE} <= set(PHENOTYPES)
 
 
 def test_every_phenotype_occurs_at_next_visits_with_a_useful_frequency(hospital: Path) -> None:
@@ -117,18 +118,40 @@ def test_every_phenotype_occurs_at_next_visits_with_a_useful_frequency(hospital:
         assert 0.03 <= np.mean([ccs in found[hadm] for hadm in following]) <= 0.45, ccs
 
 
-def test_default_hospital_has_the_demo_s_size(hospital: Path) -> None:
+def test_the_small_hospital_has_pairs_to_learn_from(hospital: Path) -> None:
     stays = whole_stays(hospital)
     labelled = sum(len(visits) - 1 for visits in stays.values())
     unlabelled = sum(visits[-1]["HOSPITAL_EXPIRE_FLAG"] == "0" for visits in stays.values())
-    assert 1450 <= labelled <= 1650  # 70 % of the patients are for training
-    assert 300 <= unlabelled <= 380
+    assert 500 <= labelled <= 750
+    assert 200 <= unlabelled <= 330
     per_stay = len(rows_of(hospital, "DIAGNOSES_ICD")) / sum(map(len, stays.values()))
-    assert 2.8 <= per_stay <= 3.6
+    assert 5 <= per_stay <= 7.5
+
+
+def test_drugs_come_in_the_stay_and_under_several_spellings(hospital: Path) -> None:
+    stays = {row["HADM_ID"]: row for visits in whole_stays(hospital).values() for row in visits}
+    spelt = defaultdict(set)
+    for row in rows_of(hospital, "PRESCRIPTIONS"):
+        stay = stays[row["HADM_ID"]]
+        assert stay["ADMITTIME"][:10] <= row["STARTDATE"][:10] <= row["ENDDATE"][:10]
+        assert row["ENDDATE"][:10] <= stay["DISCHTIME"][:10]
+        spelt[row["DRUG_NAME_GENERIC"]].add(row["DRUG"])
+    strong = {name for name in spelt["Furosemide"] if name.lower() != "furosemide"}
+    assert spelt["Furosemide"] - strong == {"Furosemide", "furosemide", "FUROSEMIDE"}
+    assert len(strong) == 1
+
+
+def test_ids_say_nothing_of_time(hospital: Path) -> None:
+    stays = [stay for visits in whole_stays(hospital).values() for stay in visits]
+    ids = np.array([int(stay["HADM_ID"]) for stay in stays])
+    times = np.array([stay["ADMITTIME"] for stay in stays]).argsort().argsort()
+    assert len(set(ids)) == len(ids)
+    assert abs(np.corrcoef(ids, times)[0, 1]) < 0.1
 
 
 def test_broken_rows_are_there_only_when_wanted(hospital: Path, tmp_path: Path) -> None:
-    simulate(SimulatorConfig(patients=40, broken_rows=False), tmp_path)
+    settings = SimulatorConfig(patients=40, broken_rows=False, replayed_patients=0)
+    simulate(settings, tmp_path)
     for folder, broken in ((hospital, True), (tmp_path, False)):
         admissions = rows_of(folder, "ADMISSIONS")
         diagnoses = rows_of(folder, "DIAGNOSES_ICD")
@@ -148,34 +171,69 @@ def test_deaths_end_a_patient_s_stays(hospital: Path) -> None:
         assert flags[-1] is (subject in dead)
 
 
-def test_history_predicts_better_than_carrying_the_last_visit_forward(tmp_path: Path) -> None:
-    simulate(SimulatorConfig(patients=600), tmp_path)
-    codes = defaultdict(set)
-    for row in rows_of(tmp_path, "DIAGNOSES_ICD"):
-        codes[row["HADM_ID"]].add(row["ICD9_CODE"])
-    vocabulary = sorted({code for found in codes.values() for code in found})
-    found = categories(tmp_path)
-    pairs = [
-        (int(subject), before["HADM_ID"], after["HADM_ID"])
-        for subject, stays in whole_stays(tmp_path).items()
-        for before, after in itertools.pairwise(stays)
-    ]
-    history = np.array([[code in codes[before] for code in vocabulary] for _, before, _ in pairs])
-    carried = np.array([[ccs in found[before] for ccs in PHENOTYPES] for _, before, _ in pairs])
-    labels = np.array([[ccs in found[after] for ccs in PHENOTYPES] for *_, after in pairs])
-    train = np.array([subject % 3 != 0 for subject, *_ in pairs])
-    learned, forward = [], []
-    for label, last in zip(labels.T, carried.T, strict=True):
-        model = LogisticRegression(C=0.1).fit(history[train], label[train])
-        risks = model.predict_proba(history[~train])[:, 1]
-        learned.append(average_precision_score(label[~train], risks))
-        forward.append(average_precision_score(label[~train], last[~train]))
-    assert np.mean(learned) > np.mean(forward) + 0.05
+def test_paperwork_goes_on_where_the_patients_before_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SimulatorConfig(patients=90, broken_rows=True, replayed_patients=0)
+    whole = {}
+    for together in (4_096, 40):
+        monkeypatch.setattr(tables, "PATIENTS_TOGETHER", together)
+        folder = tmp_path / str(together)
+        simulate(settings, folder)
+        for name in ("ADMISSIONS", "DIAGNOSES_ICD", "PRESCRIPTIONS"):
+            ids = [int(row["ROW_ID"]) for row in rows_of(folder, name)]
+            assert ids == list(range(1, len(ids) + 1))
+        stays = rows_of(folder, "ADMISSIONS")
+        assert len({row["HADM_ID"] for row in stays}) == len(stays)
+        whole[together] = {
+            row["HADM_ID"]: row["ADMITTIME"]
+            for row in stays
+            if row["DISCHTIME"] >= row["ADMITTIME"]
+        }
+    assert whole[40] == whole[4_096]
+
+
+def test_hospital_b_has_other_names_habits_and_prevalences(tmp_path: Path) -> None:
+    drugs, shares, frequent = {}, {}, {}
+    for name in ("a", "b"):
+        settings = SimulatorConfig(patients=800, hospital=name, replayed_patients=0)
+        simulate(settings, tmp_path / name)
+        drugs[name] = {
+            row["DRUG_NAME_GENERIC"] for row in rows_of(tmp_path / name, "PRESCRIPTIONS")
+        }
+        found = categories(tmp_path / name)
+        frequent[name] = np.array([np.mean([c in f for f in found.values()]) for c in PHENOTYPES])
+        codes = Counter(row["ICD9_CODE"] for row in rows_of(tmp_path / name, "DIAGNOSES_ICD"))
+        failing = {code: n for code, n in codes.items() if code and icd9_ccs_of(code).ccs == 108}
+        shares[name] = failing["4280"] / sum(failing.values())
+    assert drugs["a"] & drugs["b"] == set(tables.BASE_DRUGS)
+    assert np.abs(frequent["a"] - frequent["b"]).max() > 0.04
+    # Heart failure without further words is hospital a's usual code, and the rarest of b's.
+    assert shares["a"] > 0.4
+    assert shares["b"] < 0.2
+
+
+def test_icd10_is_refused_where_it_has_no_place(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError, match="no column for ICD-10; take layout omop or meds"):
+        simulate(SimulatorConfig(coding="icd10"), tmp_path / "hospital")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("visits", [1.0, 14.0])
+def test_extreme_settings_make_a_hospital(tmp_path: Path, visits: float) -> None:
+    settings = SimulatorConfig(
+        patients=2, visits_per_patient=visits, detail=0, broken_rows=False, replayed_patients=5
+    )
+    simulate(settings, tmp_path / "hospital")
+    stays = whole_stays(tmp_path / "hospital")
+    assert len(stays) == 2
+    if visits == 1:
+        assert all(len(visits) == 1 for visits in stays.values())
 
 
 def test_a_folder_with_anything_in_it_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CkdEhrError, match="not empty; give --out a new folder"):
+    with pytest.raises(CkdEhrError, match="not empty; take a new folder"):
         simulate(SMALL, tmp_path, layout="omop")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -185,7 +243,7 @@ def test_where_one_stands_is_refused_because_it_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CkdEhrError, match="give --out a new folder in it"):
+    with pytest.raises(CkdEhrError, match="take a new folder in it"):
         simulate(SMALL, Path())
     assert not any(tmp_path.iterdir())
 

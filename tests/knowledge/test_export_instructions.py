@@ -20,6 +20,7 @@ from ckd_ehr.data.sources.drug_names import drug_name
 from ckd_ehr.data.sources.instruction_labels import LabelNames
 from ckd_ehr.knowledge.instructions import export_instructions, words_of
 from ckd_ehr.knowledge.narrative import write_narratives
+from small_hospital import FREQUENT
 
 NAMES = LabelNames()
 # A diagnosis in words sets the label of its name.
@@ -99,7 +100,7 @@ def lines_of(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    simulator = {"patients": 120, "visits_per_patient": 3.0}
+    simulator = {"patients": 250, **FREQUENT}
     return make(tmp_path_factory.mktemp("run"), data={"simulator": simulator})
 
 
@@ -259,7 +260,7 @@ def test_unlabelled_pairs_are_counted_and_the_files_are_described(
 
 def test_a_folder_with_files_is_refused_and_left_as_it_is(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(CkdEhrError, match="not empty; give --out a new folder"):
+    with pytest.raises(CkdEhrError, match="not empty; take a new folder"):
         export_instructions(run / "cohort", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -280,7 +281,9 @@ def test_the_command_writes_files_warns_and_names_no_patient(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "trial.yaml"
-    config.write_text(json.dumps({"name": "trial", "data": {"simulator": {"patients": 60}}}))
+    config.write_text(
+        json.dumps({"name": "trial", "data": {"simulator": {"patients": 150, **FREQUENT}}})
+    )
     folder = str(tmp_path / "run")
     assert main(["run", str(config), "--out", folder, "--until", "cohort"]) == 0
     (tmp_path / "repository" / ".git").mkdir(parents=True)

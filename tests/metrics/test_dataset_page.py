@@ -10,18 +10,18 @@ import pytest
 import synthetic_run
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, write_json
+from ckd_ehr.metrics.dataset_facts import Dataset, PhenotypeFacts, Rate, read_dataset
 from ckd_ehr.metrics.dataset_page import (
     Row,
     Table,
     also_counted,
     data_page,
     flow_steps,
-    read_dataset,
 )
 from ckd_ehr.metrics.evaluation import write_evaluation
 from ckd_ehr.metrics.figures import prevalence_figure, visits_figure
 from ckd_ehr.metrics.report import render_report
-from ckd_ehr.metrics.results import Dataset, Metrics, PhenotypeFacts, Rate
+from ckd_ehr.metrics.results import Metrics
 
 FAILURE, HYPERTENSION, SHOCK = synthetic_run.LABELS
 
@@ -192,7 +192,7 @@ def test_flow_draws_what_was_left_out_in_order() -> None:
         ("visits read", 12, False),
         ("admitted after d", 2, True),
         ("visits kept", 10, False),
-        ("died with no lat", 1, True),
+        ("ended in death, ", 1, True),
         ("visits that end ", 9, False),
         ("pairs", 5, False),
     ]
@@ -237,7 +237,7 @@ def test_the_section_says_how_patients_were_split(metrics: Metrics, method: str,
 
 
 def test_the_section_says_when_the_data_are_simulated(metrics: Metrics) -> None:
-    simulated = metrics.model_copy(update={"data_set": "simulated"})
+    simulated = metrics.model_copy(update={"simulated": True})
     assert "The data are simulated" in SectionText(render_report(simulated)).text
     assert "simulated" not in SectionText(render_report(metrics)).text
 

@@ -100,7 +100,7 @@ def test_report_refuses_to_explain_a_real_patient(metrics: Metrics) -> None:
 
 
 def test_report_explains_a_simulated_patient(metrics: Metrics) -> None:
-    simulated = metrics.model_copy(update={"data_set": "simulated"})
+    simulated = metrics.model_copy(update={"simulated": True, "no_ceiling": "x"})
     text = render_report(simulated, synthetic_run.example_of())
     assert '<mark class="up" style="--strength: 1.0" title="+1.50 log-odds">' in text
     assert (

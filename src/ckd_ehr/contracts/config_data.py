@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ckd_ehr.contracts.database_url import refuse_secrets
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
 
 # Those that weigh chances. The others are about what must not be, and cannot be accepted.
@@ -21,6 +22,9 @@ ACCEPTABLE_CHECKS = (
     "label prevalence across splits",
     "one feature tells a label",
 )
+
+LEAST_MEMORY_BYTES = 64_000_000
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # C:/ is a drive
 
 
 class Section(BaseModel):
@@ -32,15 +36,41 @@ class Section(BaseModel):
 
 
 class SimulatorConfig(Section):
-    """The simulated hospital (source `simulated`)."""
+    """The simulated hospital (source `simulated`, command `simulate`)."""
 
-    patients: int = Field(370, ge=2, description="Number of simulated patients.")
+    patients: int = Field(1_000, ge=2, le=100_000_000, description="Number of simulated patients.")
     seed: int = Field(2026, ge=0, description="Seed of the simulated hospital.")
     visits_per_patient: float = Field(
-        5.1, ge=1, le=14, description="Mean number of visits, before deaths."
+        1.4,
+        ge=1,
+        le=14,
+        description="Mean number of visits were there no deaths; 1.4 is MIMIC-III's spread, in "
+        "which one patient in six comes back.",
+    )
+    coding: Literal["icd9", "icd10"] = Field(
+        "icd9", description="Code system of diagnoses and procedures; the patients are the same."
+    )
+    hospital: Literal["a", "b"] = Field(
+        "a",
+        description="b: other prevalences, habits of coding and names of drugs, for transfer "
+        "between sites.",
+    )
+    detail: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="How much is recorded of what bears on none of the 25 labels: multiplies the "
+        "chance that another condition is coded and that a drug without effect or a procedure is "
+        "given. Less makes short histories.",
     )
     broken_rows: bool = Field(
         True, description="Add a few broken rows, of the kinds that real tables hold."
+    )
+    replayed_patients: int = Field(
+        400,
+        ge=0,
+        description="Of how many patients who came back the best risk that the record alone "
+        "allows is estimated (a fifth of a second each).",
     )
 
 
@@ -157,6 +187,17 @@ class DataConfig(Section):
     instructions: InstructionsConfig = InstructionsConfig()
     simulator: SimulatorConfig = SimulatorConfig()
 
+    @field_validator("root", mode="before")
+    @classmethod
+    def _is_no_url(cls, root: object) -> object:
+        # Before a Path makes one slash of two. A CkdEhrError passes pydantic as it is: its own
+        # error would show the url, and with it a password.
+        if isinstance(root, str | Path) and _URL.match(str(root)):
+            raise CkdEhrError(
+                "data.root holds a url; a url goes into data.omop.url, here stands a folder or file"
+            )
+        return root
+
     @field_validator("timezone")
     @classmethod
     def _is_a_known_zone(cls, name: str | None) -> str | None:
@@ -173,7 +214,7 @@ class EngineConfig(Section):
     )
     memory_limit: str = Field(
         "1GB",
-        description="DuckDB's memory; beyond it, it spills into the run's folder.",
+        description="DuckDB's memory, at least 64MB; beyond it, it spills into the run's folder.",
     )
     spark: dict[str, str] = Field(
         default_factory=dict,
@@ -183,8 +224,13 @@ class EngineConfig(Section):
     @field_validator("memory_limit")
     @classmethod
     def _is_a_size(cls, size: str) -> str:
-        if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?[KMGT]i?B", size, flags=re.IGNORECASE):
+        written = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT])(i?)B", size, flags=re.IGNORECASE)
+        if not written:
             raise ValueError("write it as 512MB or 4GB")
+        number, prefix, binary = written.groups()
+        step = 1024 if binary else 1000
+        if float(number) * step ** ("KMGT".index(prefix.upper()) + 1) < LEAST_MEMORY_BYTES:
+            raise ValueError("too little to work in; give it at least 64MB")
         return size
 
 

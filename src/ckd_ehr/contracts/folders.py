@@ -22,10 +22,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     target = folder.resolve()
     if target.is_dir() and any(target.iterdir()):
-        raise CkdEhrError(f"{folder}: not empty; give --out a new folder")
+        raise CkdEhrError(f"{folder}: not empty; take a new folder")
     if target.is_mount() or target == Path.cwd():
         raise CkdEhrError(
-            f"{folder}: cannot be replaced as a whole, being a mount or where you are; give --out "
+            f"{folder}: cannot be replaced as a whole, being a mount or where you are; take "
             "a new folder in it"
         )
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

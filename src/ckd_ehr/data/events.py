@@ -2,11 +2,13 @@
 
 In: `data` settings. Out: a MEDS 0.4 dataset in the stage folder: `data/*.parquet`,
 `metadata/codes.parquet`, `metadata/dataset.json`, and `rows.json`, which says where every row of
-the source's tables went. Ignores: how a source is read, and splits. Sources are found through the
-entry-point group `ckd_ehr.sources`, so that a hospital adds one in a package of its own.
+the source's tables went; `truth/` too, where the records are a simulated hospital's. Ignores: how
+a source is read, and splits. Sources are found through the entry-point group `ckd_ehr.sources`, so
+that a hospital adds one in a package of its own.
 """
 
 import difflib
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,8 +21,9 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import DataConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_json
+from ckd_ehr.contracts.files import read_json, sha256_of
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.contracts.truth import EFFECTS, HOSPITAL, RISKS, TRUTH
 from ckd_ehr.data.sources.dataset import event_files
 from ckd_ehr.data.sources.extraction import Extraction, TableStatus, status_lines
 
@@ -75,7 +78,8 @@ def find_source(name: str) -> Source:
 
 def source_digests(settings: DataConfig) -> Mapping[str, str]:
     """A digest of everything that the source reads; what is missing is an error."""
-    return find_source(settings.source).digests(settings)
+    digests = find_source(settings.source).digests(settings)
+    return {**digests, **{f"{TRUTH}/{path.name}": sha256_of(path) for path in _truth_of(settings)}}
 
 
 def source_lines(settings: DataConfig) -> list[str]:
@@ -93,8 +97,19 @@ def write_events(context: StageContext) -> None:
         memory_limit=context.config.engine.memory_limit,
     )
     find_source(settings.source).extract(extraction)
+    for path in _truth_of(settings):
+        (context.folder / TRUTH).mkdir(exist_ok=True)
+        shutil.copyfile(path, context.folder / TRUTH / path.name)
     patients = check_dataset(context.folder, name=settings.source)
     context.say(f"{patients:,} patients")
+
+
+def _truth_of(settings: DataConfig) -> list[Path]:
+    """What a simulated hospital's folder tells beside its records; nothing in a real one's."""
+    if settings.root is None or settings.source == "simulated":
+        return []
+    names = (HOSPITAL, RISKS, EFFECTS)
+    return [path for name in names if (path := settings.root / TRUTH / name).is_file()]
 
 
 def check_dataset(folder: Path, *, name: str) -> int:

@@ -46,6 +46,15 @@ class ScoredPairs:
     weights: Weights  # (draws, pairs)
     bins: int
 
+    def take(self, rows: Bools) -> "ScoredPairs":
+        """Some of the pairs, on the same draws."""
+        return ScoredPairs(
+            labels=self.labels[rows],
+            previously_present=self.previously_present[rows],
+            weights=self.weights[:, rows],
+            bins=self.bins,
+        )
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -134,9 +143,9 @@ def summarise(
     """A model's part of metrics.json."""
     point, resampled = measured.point, measured.resampled
     return ModelResult(
-        overall=_figures(point.overall, resampled.overall),
-        new_onset=_figures(point.new_onset, resampled.new_onset),
-        persistent=_figures(point.persistent, resampled.persistent),
+        overall=figures_of(point.overall, resampled.overall),
+        new_onset=figures_of(point.new_onset, resampled.new_onset),
+        persistent=figures_of(point.persistent, resampled.persistent),
         labels={
             name: _label_result(measured, k, threshold=float(thresholds[k]))
             for k, name in enumerate(label_names)
@@ -161,7 +170,7 @@ def difference(
 ) -> Difference:
     """Paired differences: each draw takes the same patients for both models."""
     figures = {
-        name: _figure(
+        name: figure_of(
             first.point.overall[name] - second.point.overall[name],
             first.resampled.overall[name] - second.resampled.overall[name],
             bounds=(-1.0, 1.0),
@@ -171,11 +180,12 @@ def difference(
     return Difference(model=model, minus=minus, figures=figures)
 
 
-def _figures(point: dict[str, Floats], resampled: dict[str, Floats]) -> dict[str, Figure]:
-    return {name: _figure(values, resampled[name]) for name, values in point.items()}
+def figures_of(point: dict[str, Floats], resampled: dict[str, Floats]) -> dict[str, Figure]:
+    """Each score with its interval, from one draw of the pairs themselves and the bootstrap's."""
+    return {name: figure_of(values, resampled[name]) for name, values in point.items()}
 
 
-def _figure(
+def figure_of(
     point: Floats, resampled: Floats, *, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Figure:
     """The estimate with its interval; no interval where there is no estimate."""
@@ -189,8 +199,8 @@ def _figure(
 def _label_result(measured: Measured, k: int, *, threshold: float) -> LabelResult:
     point, resampled = measured.point.per_label, measured.resampled.per_label
     return LabelResult(
-        auroc=_figure(point["auroc"][:, k], resampled["auroc"][:, k]),
-        auprc=_figure(point["auprc"][:, k], resampled["auprc"][:, k]),
+        auroc=figure_of(point["auroc"][:, k], resampled["auroc"][:, k]),
+        auprc=figure_of(point["auprc"][:, k], resampled["auprc"][:, k]),
         f1=number(point["f1"][0, k]),
         brier=number(point["brier"][0, k]),
         ece=number(point["ece"][0, k]),

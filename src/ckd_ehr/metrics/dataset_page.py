@@ -1,29 +1,25 @@
 """The data behind a run, for people: cohort flow, Table 1, visits, prevalence, code coverage.
 
-In: metrics.json's content (`read_dataset` gathers that part of it from the cohort's files). Out:
-rows of text and drawings for the report's section "The data". Ignores: models and the page around.
+In: metrics.json's content. Out: rows of text and drawings for the report's section
+"The data". Ignores: models and the page around.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import ValidationError
 
-from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_json
-from ckd_ehr.metrics.figures import prevalence_figure, visits_figure
-from ckd_ehr.metrics.results import (
+from ckd_ehr.metrics.dataset_facts import (
     CategoryFacts,
     Dataset,
-    Metrics,
     NumberFacts,
     PhenotypeFacts,
     Rate,
     SystemCoverage,
     Tally,
 )
+from ckd_ehr.metrics.figures import prevalence_figure, visits_figure
+from ckd_ehr.metrics.results import Metrics
 
 # The counts of flow.json that the drawing shows: what each says, and whether it was left out.
 FLOW = {
@@ -33,7 +29,7 @@ FLOW = {
     "visits_admitted_after_death": ("admitted after death", True),
     "visits_of_other_admission_types": ("of admission types that the config leaves out", True),
     "visits_kept": ("visits kept", False),
-    "visits_without_pair": ("died with no later visit, or outside the age or history limits", True),
+    "visits_without_pair": ("ended in death, or outside the age or history limits", True),
     "pairs_of_one_history": ("visits that end a history: one pair each", False),
     "pairs_of_patients_without_split": ("of patients that the list of splits does not name", True),
     "pairs_after_held_out_began": ("not known before the held-out time began", True),
@@ -145,28 +141,6 @@ class DataPage:
     coverage: Table
     missed: list[Row]
     sets_labels: Table | None
-
-
-def read_dataset(cohort: Path) -> Dataset:
-    """The part of metrics.json on the data, from a cohort's folder.
-
-    Raises:
-        CkdEhrError: a file is absent or of another version.
-    """
-    try:
-        return Dataset.model_validate(
-            {
-                **read_json(cohort / "dataset.json"),
-                "coverage": read_json(cohort / "coverage.json"),
-                "source_rows": read_json(cohort / "flow.json").get("rows") or {},
-            }
-        )
-    except FileNotFoundError as error:
-        problem = f"{Path(error.filename).name} is missing"
-    except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        problem = f"dataset.json, coverage.json or flow.json is of another version ({place})"
-    raise CkdEhrError(f"{cohort}: {problem}; rerun the stage cohort: ckd-ehr run CONFIG")
 
 
 def data_page(metrics: Metrics) -> DataPage:

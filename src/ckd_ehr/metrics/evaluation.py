@@ -1,9 +1,10 @@
 """The last stage: every model's predictions on one table, their scores, and the report.
 
-In: the cohort, the teacher's calibrated logits, the students' calibrated probabilities. Out:
-predictions.parquet (tuning and held_out, all models), metrics.json, report.html. Baselines are
-fitted here, on train; thresholds come from tuning; scores from held_out. Nothing is scored unless
-the audit knows what everything was fitted on. Ignores: how the teacher and the students were
+In: the cohort, the teacher's calibrated logits, the students' calibrated probabilities, and of
+simulated patients their true risks. Out: predictions.parquet (tuning and held_out, all models),
+metrics.json, report.html. Baselines are fitted here, on train; thresholds come from tuning; scores
+from held_out. Nothing is scored unless the audit knows what everything was fitted on.
+Ignores: how the teacher and the students were
 trained.
 """
 
@@ -50,12 +51,14 @@ from ckd_ehr.learning.scoring import (
     best_f1_thresholds,
     patient_draws,
 )
+from ckd_ehr.metrics.ceiling import ScoredModels, ceiling_of_run, is_simulated
 from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
-from ckd_ehr.metrics.dataset_page import read_dataset
+from ckd_ehr.metrics.dataset_facts import read_dataset, read_flow
 from ckd_ehr.metrics.report import render_report
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
     MODELS,
+    Ceiling,
     Difference,
     LabelFacts,
     Metrics,
@@ -106,9 +109,10 @@ def write_evaluation(context: StageContext) -> None:
     probabilities, notes, fitted = _all_models(context, pairs)
     _write_predictions(context, pairs, probabilities)
     context.say(f"scoring {len(MODELS)} models on {pairs.rows(SCORED).sum()} {SCORED} pairs")
-    models, differences, thresholds = _score_models(pairs, probabilities, notes, context.config)
+    scored, models, thresholds = _score_models(pairs, probabilities, notes, context.config)
     _audit_fitted(context, [*fitted, *thresholds])
-    metrics = _collect(context, everything, pairs, models=models, differences=differences)
+    ceiling = _ceiling(context, pairs, scored)
+    metrics = _collect(context, everything, pairs, scored, models=models, ceiling=ceiling)
     write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
     example = _explained_example(context, pairs, probabilities["student_distilled"])
     (context.folder / "report.html").write_text(render_report(metrics, example), encoding="utf-8")
@@ -236,7 +240,7 @@ def _score_models(
     probabilities: Mapping[str, Floats],
     notes: Mapping[str, str],
     config: RunConfig,
-) -> tuple[dict[str, ModelResult], list[Difference], list[FittedOn]]:
+) -> tuple[ScoredModels, dict[str, ModelResult], list[FittedOn]]:
     held_out, tuning = pairs.rows(SCORED), pairs.rows("tuning")
     subjects = pairs.table["subject_id"].to_numpy()[held_out]
     scored = ScoredPairs(
@@ -259,11 +263,33 @@ def _score_models(
             label_names=pairs.label_names,
             note=notes[model],
         )
-    differences = [
-        difference(measured[a], measured[b], model=a, minus=b, names=DIFFERENCES)
+    models = ScoredModels(
+        pairs=scored,
+        subject_ids=subjects,
+        probabilities={model: values[held_out] for model, values in probabilities.items()},
+        measured=measured,
+    )
+    return models, results, _fitted(pairs, tuning, "tuning", "thresholds")
+
+
+def _differences(scored: ScoredModels) -> list[Difference]:
+    return [
+        difference(scored.measured[a], scored.measured[b], model=a, minus=b, names=DIFFERENCES)
         for a, b in COMPARED
     ]
-    return results, differences, _fitted(pairs, tuning, "tuning", "thresholds")
+
+
+def _ceiling(
+    context: StageContext, pairs: LabelledPairs, scored: ScoredModels
+) -> tuple[Ceiling | None, str | None]:
+    """How close the models come to the best possible, or why nobody knows."""
+    return ceiling_of_run(
+        context.inputs["events"],
+        pairs.table["history"].filter(pa.array(pairs.rows(SCORED))),
+        scored,
+        context.config,
+        flow=read_flow(context.inputs["cohort"]),
+    )
 
 
 def _bootstrap_draws(pairs: LabelledPairs, config: RunConfig) -> int:
@@ -276,9 +302,10 @@ def _collect(
     context: StageContext,
     everything: pa.Table,
     pairs: LabelledPairs,
+    scored: ScoredModels,
     *,
     models: dict[str, ModelResult],
-    differences: list[Difference],
+    ceiling: tuple[Ceiling | None, str | None],
 ) -> Metrics:
     from ckd_ehr.learning.latency import measure_latency
 
@@ -288,6 +315,7 @@ def _collect(
     return Metrics(
         name=config.name,
         data_set=config.data.source,
+        simulated=is_simulated(inputs["events"], config.data.source),
         scored_split=SCORED,
         seed=config.seed,
         split_seed=config.splits.seed,
@@ -298,9 +326,11 @@ def _collect(
         labels_scored=sum(fact.scored for fact in facts.values()),
         onset_cells={"new_onset": int((~known).sum()), "persistent": int(known.sum())},
         models=models,
-        differences=differences,
+        differences=_differences(scored),
+        ceiling=ceiling[0],
+        no_ceiling=ceiling[1],
         latency=measure_latency(context),
-        flow=_flow_counts(inputs["cohort"] / "flow.json"),
+        flow=read_flow(inputs["cohort"]),
         dataset=read_dataset(inputs["cohort"]),
         knowledge=read_json(inputs["knowledge"] / "summary.json"),
         narratives_cut={
@@ -349,13 +379,6 @@ def _count(pairs: pa.Table, split: str) -> SplitCounts:
     )
 
 
-def _flow_counts(path: Path) -> dict[str, int]:
-    counts = read_json(path).get("counts")
-    if not isinstance(counts, dict):
-        raise CkdEhrError(f"{path}: no 'counts' in it; rerun the stage cohort")
-    return {str(name): int(count) for name, count in counts.items()}
-
-
 def _share_cut(narratives: Path) -> float | None:
     """The share of narratives from which the token budget cut at least one concept."""
     cut = read_table(narratives, NARRATIVES)["concepts_cut"].to_numpy()
@@ -366,7 +389,7 @@ def _explained_example(
     context: StageContext, pairs: LabelledPairs, probabilities: Floats
 ) -> Explanation | None:
     """The held-out pair with the highest risk of a disease new to it; simulated patients only."""
-    if context.config.data.source != "simulated":
+    if not is_simulated(context.inputs["events"], context.config.data.source):
         return None
     from ckd_ehr.learning.inference import explain_pair
 

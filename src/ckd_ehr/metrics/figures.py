@@ -13,7 +13,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from ckd_ehr.metrics.results import ModelResult, PhenotypeFacts, Rate
+from ckd_ehr.metrics.dataset_facts import PhenotypeFacts, Rate
+from ckd_ehr.metrics.results import PRIMARY, Ceiling, Figure, ModelResult, Reference
 
 INK = "#010203"  # replaced by the page's own text colour
 NAMES = {
@@ -32,6 +33,9 @@ LOOKS = {
     "teacher": ("#d55e00", (0, (5, 1))),
 }
 
+# The references that simulated patients allow: no models, so another colour than any of these.
+BEST = "#7b4fb5"
+TRUE_STATE, RECORD = "true risk, hidden state known", "best from the record alone"
 BAR = "#009e73"
 # How a disease's shares are drawn: colour, marker, what it is called.
 SHARES = {
@@ -75,6 +79,56 @@ def precision_recall_figure(
             )
         drawing.legend(loc="outside upper center", ncols=3)
         return _svg(drawing, "precision-recall")
+
+
+def ceiling_figure(ceiling: Ceiling, shown: Sequence[str], *, chance: float | None) -> str:
+    """Macro-AUPRC with intervals: the models, and the best possible below them.
+
+    Filled: all scored pairs. Hollow: the pairs whose record was replayed, each row a little lower.
+    """
+    with _style("ceiling"):
+        rows = [*shown, RECORD, TRUE_STATE]
+        drawing = Drawing(figsize=(8.4, 1.2 + 0.42 * len(rows)), layout="constrained")
+        axes = drawing.add_subplot()
+        axes.axhline(1.5, color=INK, linewidth=0.6, alpha=0.4)
+        if chance is not None:
+            axes.axvline(chance, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
+        true_state, record = ceiling.true_state, ceiling.record
+        alone = record is None or record.pairs == true_state.pairs
+        _dots(axes, rows, _primaries(true_state, TRUE_STATE), hollow=False, shift=0.0)
+        if record is not None:
+            figures = _primaries(record, RECORD)
+            if ceiling.true_state_there is not None:
+                figures[TRUE_STATE] = ceiling.true_state_there.overall[PRIMARY]
+            # On the same pairs, the models and the true risk stand there already.
+            figures = {RECORD: figures[RECORD]} if alone else figures
+            _dots(axes, rows, figures, hollow=not alone, shift=0.0 if alone else 0.26)
+        axes.set_yticks(range(len(rows) - 1, -1, -1), [NAMES.get(row, row) for row in rows])
+        axes.set(xlabel="macro-AUPRC")
+        axes.set_ylim(-0.7, len(rows) - 0.5)
+        axes.tick_params(axis="y", length=0)
+        return _svg(drawing, "ceiling")
+
+
+def _primaries(reference: Reference, name: str) -> dict[str, Figure]:
+    """The macro-AUPRC of every model on a reference's pairs, and its own."""
+    models = {model: distance.overall[PRIMARY] for model, distance in reference.models.items()}
+    return {**models, name: reference.overall[PRIMARY]}
+
+
+def _dots(
+    axes: Axes, rows: Sequence[str], figures: Mapping[str, Figure], *, hollow: bool, shift: float
+) -> None:
+    for name, figure in figures.items():
+        if figure.value is None:
+            continue
+        up = len(rows) - 1 - rows.index(name) - shift
+        colour = LOOKS[name][0] if name in LOOKS else BEST
+        marker = "o" if name in LOOKS else "D"
+        if figure.low is not None and figure.high is not None:
+            axes.hlines(up, figure.low, figure.high, color=colour, linewidth=1.6, alpha=0.7)
+        face = "none" if hollow else colour
+        axes.scatter(figure.value, up, s=38, marker=marker, facecolors=face, edgecolors=colour)
 
 
 def visits_figure(patients: Mapping[str, int]) -> str:

@@ -1,7 +1,8 @@
 """metrics.json → report.html: one file that opens anywhere, prints, and needs no network.
 
 In: the metrics and, for simulated patients only, one explained prediction. Out: HTML text. Every
-figure comes from the metrics. Ignores: files, models, and any identifier of a patient.
+figure comes from the metrics, and where patients are simulated, every caption says so. Ignores:
+files, models, and any identifier of a patient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +16,33 @@ from markupsafe import Markup
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
 from ckd_ehr.metrics.dataset_page import data_page
-from ckd_ehr.metrics.figures import NAMES, calibration_figure, precision_recall_figure
+from ckd_ehr.metrics.figures import (
+    NAMES,
+    RECORD,
+    TRUE_STATE,
+    calibration_figure,
+    ceiling_figure,
+    precision_recall_figure,
+)
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
     MODELS,
     PRIMARY,
+    Ceiling,
     Difference,
+    Distance,
     Metrics,
+    Reference,
+    leader_said,
     show,
     show_interval,
+    show_share,
     verdict,
 )
 
 CALIBRATED = ("teacher", "student_hard", "student_distilled")
 EXPLAINED_LABELS = 3
 EXPLAINED_CONCEPTS = 6
-SIMULATED = "simulated"
 STUDENT = "student_distilled"
 
 
@@ -41,6 +53,15 @@ class Piece:
     text: str
     log_odds: float | None = None
     strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class CeilingTable:
+    """A reference with the rows below it: what each is called, and its distance."""
+
+    name: str
+    reference: Reference
+    rows: list[tuple[str, Distance]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
     Raises:
         CkdEhrError: an example of patients that are not simulated is refused.
     """
-    if example is not None and metrics.data_set != SIMULATED:
+    if example is not None and not metrics.simulated:
         raise CkdEhrError(
             f"report of '{metrics.data_set}': a patient's text is shown of simulated data only; "
             "look at one pair with: ckd-ehr explain RUN --pair ID"
@@ -71,7 +92,9 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
         trim_blocks=True,
         loader=FunctionLoader(_template),
     )
-    environment.filters.update(show=show, interval=show_interval, verdict=verdict)
+    environment.filters.update(
+        show=show, interval=show_interval, verdict=verdict, share=show_share, leader=leader_said
+    )
     return environment.get_template("report_template.html").render(
         metrics=metrics,
         models=[name for name in MODELS if name in metrics.models],
@@ -87,10 +110,36 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
         prevalence=cell_prevalence(metrics),
         chance=mean_prevalence(metrics),
         page=data_page(metrics),
+        of_simulated=" (simulated patients)" if metrics.simulated else "",
+        simulated="Simulated patients. " if metrics.simulated else "",
+        ceiling=Markup(draw_ceiling(metrics.ceiling)),
+        record_name=RECORD,
+        ceilings=ceiling_tables(metrics.ceiling),
         speedup=speedup(metrics),
         example=explain_labels(example) if example else [],
         config=yaml.safe_dump(metrics.config, sort_keys=False, allow_unicode=True),
     )
+
+
+def draw_ceiling(ceiling: Ceiling | None) -> str:
+    """The drawing of models and the best possible, if that is known."""
+    if ceiling is None:
+        return ""
+    return ceiling_figure(ceiling, MODELS, chance=ceiling.true_state.chance[PRIMARY])
+
+
+def ceiling_tables(ceiling: Ceiling | None) -> list[CeilingTable]:
+    """The best from the record first: it is the one that a model can come close to."""
+    if ceiling is None:
+        return []
+    tables = []
+    for name, reference in ((RECORD, ceiling.record), (TRUE_STATE, ceiling.true_state)):
+        if reference is not None:
+            rows = [(NAMES[model], reference.models[model]) for model in MODELS]
+            if name == RECORD and ceiling.true_state_there is not None:
+                rows.insert(0, (TRUE_STATE, ceiling.true_state_there))
+            tables.append(CeilingTable(name, reference, rows))
+    return tables
 
 
 def _template(name: str) -> str:

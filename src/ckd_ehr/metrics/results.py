@@ -7,7 +7,10 @@ never enters. Counts and aggregates only: no identifier, no date, no patient tex
 import math
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.metrics.dataset_facts import Dataset, Record
 
 PRIMARY = "macro_auprc"
 # A bootstrap over fewer clusters knows too few samples: its intervals would be far too narrow.
@@ -19,12 +22,6 @@ MODELS = (
     "student_distilled",
     "teacher",
 )
-
-
-class Record(BaseModel):
-    """A frozen part of metrics.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Figure(Record):
@@ -93,6 +90,48 @@ class Difference(Record):
     figures: dict[str, Figure]
 
 
+class Distance(Record):
+    """A model beside a reference, on the reference's pairs."""
+
+    overall: dict[str, Figure]
+    new_onset: dict[str, Figure]
+    behind: dict[str, Figure]  # paired; above zero where the model is worse, of every score
+    reached: dict[str, Figure]  # share of the way from chance to the reference; 1 is all of it
+
+
+class RiskCheck(Record):
+    """Groups of cells of equal size, by rising risk: in how many did it come as expected?"""
+
+    groups: int
+    within: int  # observed count within the 95 % bounds of the binomial
+
+
+class Reference(Record):
+    """The scores of risks that are known because the patients are simulated."""
+
+    pairs: int
+    patients: int
+    effective_particles: float | None  # median over the pairs; null where nothing was estimated
+    chance: dict[str, float | None]
+    overall: dict[str, Figure]
+    new_onset: dict[str, Figure]
+    check: RiskCheck
+    models: dict[str, Distance]
+
+
+class Ceiling(Record):
+    """The best possible.
+
+    `true_state`: the true risk given the patient's hidden state, of all scored pairs; no model can
+    know it. `record`: the best that the record alone allows, of the pairs for which it was
+    estimated; `true_state_there` is the true risk on those pairs.
+    """
+
+    true_state: Reference
+    record: Reference | None
+    true_state_there: Distance | None
+
+
 class SplitCounts(Record):
     """Size of a split."""
 
@@ -101,102 +140,12 @@ class SplitCounts(Record):
     unlabelled_pairs: int
 
 
-class Rate(Record):
-    """How many of how many."""
-
-    count: int
-    of: int
-    share: float | None
-
-
-class NumberFacts(Record):
-    """A quantity over pairs; None where fewer than five patients have it."""
-
-    mean: float | None
-    sd: float | None
-    q1: float | None
-    median: float | None
-    q3: float | None
-    missing: int
-
-
-class CategoryFacts(Record):
-    """Counts by category, small ones pooled under "other"."""
-
-    counts: dict[str, int]
-    missing: int
-
-
-class TableOneColumn(Record):
-    """One column of Table 1; a number is None where it has no meaning (synthetic times)."""
-
-    patients: int
-    pairs: int
-    numbers: dict[str, NumberFacts | None]
-    women: Rate | None
-    sex_missing: int
-    ethnicity: CategoryFacts
-    admission_type: CategoryFacts
-
-
-class PhenotypeFacts(Record):
-    """How often a label is set: at the last visit of the history, at the next one, newly."""
-
-    now: Rate
-    next: Rate
-    new_onset: Rate
-    persistence: Rate
-    next_by_split: dict[str, Rate | None]
-
-
-class Tally(Record):
-    """How many distinct codes, and how many occurrences of codes."""
-
-    codes: int
-    occurrences: int
-
-
-class MissedCode(Record):
-    """A code without a category."""
-
-    code: str
-    occurrences: int
-
-
-class SystemCoverage(Record):
-    """What became of the diagnosis codes of one system, by how they were mapped."""
-
-    codes: dict[str, int]
-    occurrences: dict[str, int]
-    most_frequent_unmapped: list[MissedCode]
-    most_frequent_ambiguous: list[MissedCode]
-    labelling: Tally
-    phenotypes: dict[str, Tally]
-
-
-class SourceRows(Record):
-    """What became of the rows of a source table."""
-
-    read: int
-    used: int
-    left_out: dict[str, int]
-
-
-class Dataset(Record):
-    """What the cohort holds: its dataset.json, its coverage.json, and the source's rows."""
-
-    table_one: dict[str, TableOneColumn]
-    visits_per_patient: dict[str, int]
-    phenotypes: dict[str, PhenotypeFacts]
-    coverage: dict[str, SystemCoverage]
-    source_rows: dict[str, SourceRows]
-
-
 class Metrics(Record):
     """metrics.json."""
 
     name: str
     data_set: str
+    simulated: bool
     scored_split: str
     seed: int
     split_seed: int
@@ -208,6 +157,8 @@ class Metrics(Record):
     onset_cells: dict[str, int]
     models: dict[str, ModelResult]
     differences: list[Difference]
+    ceiling: Ceiling | None
+    no_ceiling: str | None  # why simulated data have none
     latency: dict[str, dict[str, float]]
     flow: dict[str, int]
     dataset: Dataset
@@ -256,25 +207,48 @@ def verdict(difference: Difference, *, names: Mapping[str, str] | None = None) -
 
 
 def format_table(metrics: Mapping[str, object]) -> str:
-    """The models side by side, for the console, from the content of metrics.json."""
-    read = Metrics.model_validate(metrics)
+    """The models side by side, for the console, from the content of metrics.json.
+
+    Raises:
+        CkdEhrError: another version of this software wrote it.
+    """
+    try:
+        read = Metrics.model_validate(metrics)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise CkdEhrError(
+            f"metrics.json is of another version ({place}); rerun the stage evaluation: "
+            "ckd-ehr run CONFIG"
+        ) from None
     head = ["model", "macro-AUPRC [95 % CI]", "macro-AUROC", "macro-F1", "Brier", "ECE", "ms/pair"]
-    rows = [head, *(_table_row(read, model) for model in read.models)]
+    models = [_table_row(read, model) for model in read.models]
+    references = _reference_rows(read.ceiling)
+    rows = [head, *models, *references]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    lines = ["  ".join(map(_aligned, row, widths, range(len(head)))).rstrip() for row in rows]
+    rule = "  ".join("─" * width for width in widths)
+    lines.insert(1, rule)
+    if references:
+        lines[-len(references) : -len(references)] = [rule]
     counts = read.counts[read.scored_split]
     title = (
-        f"{read.data_set}: {counts.labelled_pairs:,} {read.scored_split} pairs of "
+        f"{_data_said(read)}: {counts.labelled_pairs:,} {read.scored_split} pairs of "
         f"{counts.patients:,} patients, {read.labels_scored} of {len(read.labels)} labels scored"
     )
-    return "\n".join([title, "", *lines, "", *map(verdict, read.differences)])
+    return "\n".join(
+        [title, "", *lines, "", *_ceiling_lines(read), *map(verdict, read.differences)]
+    )
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if column else cell.ljust(width)
+
+
+def _data_said(metrics: Metrics) -> str:
+    """The source; that its patients are simulated, where its name does not say so."""
+    if not metrics.simulated or metrics.data_set == "simulated":
+        return metrics.data_set
+    return f"{metrics.data_set} (simulated patients)"
 
 
 def _table_row(metrics: Metrics, model: str) -> list[str]:
@@ -286,6 +260,77 @@ def _table_row(metrics: Metrics, model: str) -> list[str]:
         *(show(overall[name].value) for name in ("macro_auroc", "macro_f1", "brier", "ece")),
         show(metrics.latency.get(model, {}).get("p50_ms"), digits=1),
     ]
+
+
+def _reference_rows(ceiling: Ceiling | None) -> list[list[str]]:
+    """The best possible, as rows below the models."""
+    if ceiling is None:
+        return []
+    named = {"best from record*": ceiling.record, "true risk**": ceiling.true_state}
+    rows = []
+    for name, reference in named.items():
+        if reference is not None:
+            figures = reference.overall
+            primary = f"{show(figures[PRIMARY].value)} {show_interval(figures[PRIMARY])}".rstrip()
+            auroc, brier = show(figures["macro_auroc"].value), show(figures["brier"].value)
+            rows.append([name, primary, auroc, "", brier, "", ""])
+    return rows
+
+
+def _ceiling_lines(metrics: Metrics) -> list[str]:
+    """What the rows of the best possible are, and how close the best model comes."""
+    ceiling = metrics.ceiling
+    if ceiling is None:
+        return [f"no best possible: {metrics.no_ceiling}", ""] if metrics.no_ceiling else []
+    lines = []
+    if ceiling.record is not None:
+        lines += [
+            f"*  no model: the best that the record alone allows, estimated for "
+            f"{ceiling.record.pairs:,} of the pairs",
+            f"   {leader_said(ceiling.record)}",
+        ]
+    lines.append("** no model: the true risk of these simulated patients, their hidden state known")
+    return [*lines, f"   {leader_said(ceiling.true_state)}", ""]
+
+
+def leader(reference: Reference) -> str | None:
+    """The model with the highest macro-AUPRC on a reference's pairs, if any has one."""
+    scored = {
+        name: value
+        for name, model in reference.models.items()
+        if (value := model.overall[PRIMARY].value) is not None
+    }
+    return max(scored, key=lambda name: scored[name]) if scored else None
+
+
+def leader_said(reference: Reference, *, names: Mapping[str, str] | None = None) -> str:
+    """How far the best model on a reference's pairs has come, in a sentence."""
+    name = leader(reference)
+    if name is None:
+        return "No model can be compared with it: no label has both classes."
+    behind, reached = (
+        getattr(reference.models[name], part)[PRIMARY] for part in ("behind", "reached")
+    )
+    size = f"macro-AUPRC {0 - behind.value:+.3f}"
+    if behind.low is not None and behind.high is not None:
+        size += f" [{0 - behind.high:+.3f}, {0 - behind.low:+.3f}]"
+    said = f"Best model there: {(names or {}).get(name, name)}, {size} against it"
+    if reached.value is not None:
+        said += f", {show_share(reached)} of the way from chance"
+    return f"{said}."
+
+
+def show_share(figure: Figure) -> str:
+    """A share in per cent with its interval.
+
+    >>> show_share(Figure(value=0.5, low=0.4, high=0.6))
+    '50 % [40, 60]'
+    """
+    if figure.value is None:
+        return "–"
+    if figure.low is None or figure.high is None:
+        return f"{100 * figure.value:.0f} %"
+    return f"{100 * figure.value:.0f} % [{100 * figure.low:.0f}, {100 * figure.high:.0f}]"
 
 
 def show(value: float | None, *, digits: int = 3) -> str:

@@ -7,7 +7,7 @@ a drug has a `hadm_id`: MIMIC-III dates it to the day, so that time alone does n
 Ignores: this project's own codes and splits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import meds
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from ckd_ehr import __version__
 from ckd_ehr.contracts.files import write_json
-from ckd_ehr.data.simulator_layouts import (
-    CodeKind,
+from ckd_ehr.data.simulator.catalogue import Coding
+from ckd_ehr.data.simulator.layouts import (
     Column,
     Tables,
     death_times,
@@ -28,6 +28,8 @@ from ckd_ehr.data.simulator_layouts import (
     of_stay,
     with_dot,
 )
+from ckd_ehr.data.simulator.tables import CODE_COLUMNS
+from ckd_ehr.data.simulator.titles import CodeKind
 
 SHARD_PATIENTS = 250
 SPLIT_EDGES = (0.8, 0.9)  # where train ends, and where tuning does
@@ -52,37 +54,102 @@ EVENTS = pa.schema(
 Ints = npt.NDArray[np.int64]
 
 
-def write_meds(tables: Tables, folder: Path) -> None:
-    """Write the hospital's events, their codes, splits and description as MEDS into `folder`."""
-    events = _events(tables)
-    subjects = tables["PATIENTS"]["SUBJECT_ID"].to_numpy()
-    splits = _split_of(subjects)
-    _write_shards(events, subjects, splits, folder / meds.data_subdirectory)
-    (folder / "metadata").mkdir()
-    _write_codes(events["code"], tables, folder / meds.code_metadata_filepath)
-    assigned = pa.table({"subject_id": subjects, "split": np.array(SPLITS)[splits]})
-    pq.write_table(meds.SubjectSplitSchema.align(assigned), folder / meds.subject_splits_filepath)
-    facts: dict[str, object] = {
-        "dataset_name": "simulated hospital",
-        "etl_name": "ckd-ehr simulate",
-        "etl_version": __version__,
-        "meds_version": "0.4",
-        "raw_source_id_columns": ["hadm_id"],
-        "other_extension_columns": ["seq_num", *STAY_COLUMNS, "route"],
-    }
-    meds.DatasetMetadataSchema.validate(facts)
-    write_json(folder / meds.dataset_metadata_filepath, facts)
+VERSIONS: Mapping[Coding, str] = {"icd9": "9", "icd10": "10"}
+VOCABULARIES: Mapping[tuple[Coding, CodeKind], str] = {
+    ("icd9", "diagnosis"): "ICD9CM",
+    ("icd9", "procedure"): "ICD9Proc",
+    ("icd10", "diagnosis"): "ICD10CM",
+    ("icd10", "procedure"): "ICD10PCS",
+}
 
 
-def _events(tables: Tables) -> pa.Table:
+class MedsFolder:
+    """A MEDS dataset that grows by some patients at a time."""
+
+    def __init__(self, folder: Path, fixed: Tables, coding: Coding) -> None:
+        self._folder, self._fixed, self._coding = folder, fixed, coding
+        self._shards = dict.fromkeys(SPLITS, 0)
+        self._assigned: list[pa.Table] = []
+        self._codes: set[str] = set()
+        for split in SPLITS:
+            (folder / meds.data_subdirectory / split).mkdir(parents=True)
+
+    def add(self, tables: Tables) -> None:
+        """Write some patients' events: `train/0.parquet` and so on, a patient in one file."""
+        events = _events(tables, self._coding)
+        subjects = tables["PATIENTS"]["SUBJECT_ID"].to_numpy()
+        splits = _split_of(subjects)
+        names = np.array(SPLITS)[splits]
+        self._assigned.append(pa.table({"subject_id": subjects, "split": names}))
+        self._codes.update(events["code"].unique().to_pylist())
+        for split, rows in _shards(events, subjects, splits):
+            table = events.take(rows)
+            meds.DataSchema.validate(table)
+            name = SPLITS[split]
+            path = self._folder / meds.data_subdirectory / name / f"{self._shards[name]}.parquet"
+            pq.write_table(table, path, compression="zstd")
+            self._shards[name] += 1
+
+    def finish(self) -> None:
+        """Write the codes, the splits and the description."""
+        (self._folder / "metadata").mkdir()
+        self._write_codes(self._folder / meds.code_metadata_filepath)
+        assigned = pa.concat_tables(self._assigned).sort_by("subject_id")
+        path = self._folder / meds.subject_splits_filepath
+        pq.write_table(meds.SubjectSplitSchema.align(assigned), path)
+        facts: dict[str, object] = {
+            "dataset_name": "simulated hospital",
+            "etl_name": "ckd-ehr simulate",
+            "etl_version": __version__,
+            "meds_version": "0.4",
+            "raw_source_id_columns": ["hadm_id"],
+            "other_extension_columns": ["seq_num", *STAY_COLUMNS, "route"],
+        }
+        meds.DatasetMetadataSchema.validate(facts)
+        write_json(self._folder / meds.dataset_metadata_filepath, facts)
+
+    def _write_codes(self, path: Path) -> None:
+        """Every code of the events, with its title and ICD code where it has them."""
+        described = pa.concat_tables(
+            [
+                self._titles("D_ICD_DIAGNOSES", "DIAGNOSIS", "diagnosis"),
+                self._titles("D_ICD_PROCEDURES", "PROCEDURE", "procedure"),
+            ]
+        )
+        used = pa.array(sorted(self._codes))
+        place = pc.index_in(used, value_set=described["code"].combine_chunks())
+        table = pa.table(
+            {
+                "code": used,
+                "description": described["description"].take(place),
+                "parent_codes": described["parent_codes"].take(place),
+            }
+        )
+        pq.write_table(meds.CodeMetadataSchema.align(table), path)
+
+    def _titles(self, dictionary: str, role: str, kind: CodeKind) -> pa.Table:
+        known = self._fixed[dictionary]
+        codes = known[CODE_COLUMNS[self._coding]].combine_chunks()
+        dotted = with_dot(codes, self._coding, kind)
+        parents = pc.binary_join_element_wise(VOCABULARIES[self._coding, kind], dotted, "/")
+        return pa.table(
+            {
+                "code": _joined(role, "ICD", VERSIONS[self._coding], codes),
+                "description": known["LONG_TITLE"],
+                "parent_codes": pa.ListArray.from_arrays(np.arange(len(codes) + 1), parents),
+            }
+        )
+
+
+def _events(tables: Tables, coding: Coding) -> pa.Table:
     """All events; those of a patient at one time are in the order of this list."""
     return pa.concat_tables(
         [
             *_about_patients(tables),
             *_about_stays(tables),
             *_drugs(tables),
-            _coded(tables["PROCEDURES_ICD"], tables, "PROCEDURE"),
-            _coded(tables["DIAGNOSES_ICD"], tables, "DIAGNOSIS"),
+            _coded(tables["PROCEDURES_ICD"], tables, "PROCEDURE", coding),
+            _coded(tables["DIAGNOSES_ICD"], tables, "DIAGNOSIS", coding),
             _deaths(tables),
         ]
     ).combine_chunks()
@@ -122,12 +189,12 @@ def _drugs(tables: Tables) -> list[pa.Table]:
     ]
 
 
-def _coded(rows: pa.Table, tables: Tables, role: str) -> pa.Table:
+def _coded(rows: pa.Table, tables: Tables, role: str, coding: Coding) -> pa.Table:
     """Billed codes, at discharge."""
     return _rows(
         rows,
         of_stay(rows, tables, "DISCHTIME"),
-        _joined(role, "ICD", "9", rows["ICD9_CODE"]),
+        _joined(role, "ICD", VERSIONS[coding], rows[CODE_COLUMNS[coding]]),
         {"hadm_id": rows["HADM_ID"], "seq_num": rows["SEQ_NUM"]},
     )
 
@@ -180,20 +247,15 @@ def _split_of(subject_ids: Ints) -> Ints:
     return found
 
 
-def _write_shards(events: pa.Table, subjects: Ints, splits: Ints, folder: Path) -> None:
-    """`train/0.parquet` and so on; a patient's events stand together in one file."""
+def _shards(events: pa.Table, subjects: Ints, splits: Ints) -> Iterator[tuple[int, Ints]]:
+    """The split and the rows, in order, of each file; a patient's events stand together."""
     of_event = np.searchsorted(subjects, events["subject_id"].to_numpy())
     shard = (splits * len(subjects) + _shard_numbers(splits))[of_event]
     times = pc.fill_null(events["time"].cast(pa.int64()), np.iinfo(np.int64).min).to_numpy()
     order = np.lexsort((times, of_event, shard))  # stable
     shards, starts = np.unique(shard[order], return_index=True)
-    for name in SPLITS:
-        (folder / name).mkdir(parents=True)
     for key, rows in zip(shards, np.split(order, starts[1:]), strict=True):
-        split, number = divmod(int(key), len(subjects))
-        table = events.take(rows)
-        meds.DataSchema.validate(table)
-        pq.write_table(table, folder / SPLITS[split] / f"{number}.parquet", compression="zstd")
+        yield int(key) // len(subjects), rows
 
 
 def _shard_numbers(splits: Ints) -> Ints:
@@ -207,35 +269,3 @@ def _shard_numbers(splits: Ints) -> Ints:
         inside = splits == split
         ranks[inside] = np.arange(inside.sum())
     return ranks // SHARD_PATIENTS
-
-
-def _write_codes(codes: Column, tables: Tables, path: Path) -> None:
-    """Every code of the events, with the title and the ICD-9 code behind it where it has them."""
-    described = pa.concat_tables(
-        [
-            _titles(tables["D_ICD_DIAGNOSES"], "DIAGNOSIS", "diagnosis", "ICD9CM"),
-            _titles(tables["D_ICD_PROCEDURES"], "PROCEDURE", "procedure", "ICD9Proc"),
-        ]
-    )
-    used = codes.unique().sort()
-    place = pc.index_in(used, value_set=described["code"].combine_chunks())
-    table = pa.table(
-        {
-            "code": used,
-            "description": described["description"].take(place),
-            "parent_codes": described["parent_codes"].take(place),
-        }
-    )
-    pq.write_table(meds.CodeMetadataSchema.align(table), path)
-
-
-def _titles(titles: pa.Table, role: str, kind: CodeKind, vocabulary: str) -> pa.Table:
-    codes = titles["ICD9_CODE"].combine_chunks()
-    parents = pc.binary_join_element_wise(vocabulary, with_dot(codes, kind), "/")
-    return pa.table(
-        {
-            "code": _joined(role, "ICD", "9", codes),
-            "description": titles["LONG_TITLE"],
-            "parent_codes": pa.ListArray.from_arrays(np.arange(len(codes) + 1), parents),
-        }
-    )

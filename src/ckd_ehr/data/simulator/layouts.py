@@ -1,8 +1,8 @@
 """What the simulated hospital's other layouts share: MIMIC-III tables in, columns out.
 
-In: the tables of simulator_tables.py. Out: facts looked up for their rows, such as the time of a
-stay's discharge or a patient's death, and ICD-9 codes with their dot. Ignores: what a layout
-makes of them; simulator_omop.py and simulator_meds.py do that.
+In: the tables of tables.py. Out: facts looked up for their rows, such as the time of a stay's
+discharge or a patient's death, and ICD codes with their dot. Ignores: what a layout makes of them;
+omop.py and meds.py do that.
 """
 
 from collections.abc import Mapping
@@ -11,26 +11,36 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ckd_ehr.data.simulator.catalogue import Coding
+from ckd_ehr.data.simulator.titles import CodeKind
+
 Layout = Literal["mimic3", "omop", "meds"]
-CodeKind = Literal["diagnosis", "procedure"]
 Tables = Mapping[str, pa.Table]
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 MAIN = "MAIN"  # DRUG_TYPE of a drug; the others are what it is dissolved in or added to
-# Where the dot of an ICD-9 code stands: after three characters, four in codes of causes (E878.8),
-# two in procedures.
-_BEFORE_DOT: dict[CodeKind, str] = {"diagnosis": "E[0-9]{3}|[^E].{2}", "procedure": ".{2}"}
+# Where the dot of a code stands: after three characters, four in ICD-9's causes (E878.8), two in
+# ICD-9's procedures, nowhere in ICD-10's.
+_BEFORE_DOT: dict[tuple[Coding, CodeKind], str] = {
+    ("icd9", "diagnosis"): "E[0-9]{3}|[^E].{2}",
+    ("icd9", "procedure"): ".{2}",
+    ("icd10", "diagnosis"): ".{3}",
+}
 
 
-def with_dot(codes: Column, kind: CodeKind) -> Column:
-    """ICD-9 codes as they are printed; nulls stay null.
+def with_dot(codes: Column, coding: Coding, kind: CodeKind) -> Column:
+    """Codes as they are printed; nulls stay null.
 
-    >>> with_dot(pa.chunked_array([["4280", "042", "V4581", "E8788"]]), "diagnosis").to_pylist()
-    ['428.0', '042', 'V45.81', 'E878.8']
-    >>> with_dot(pa.chunked_array([["3722"]]), "procedure").to_pylist()
+    >>> with_dot(pa.chunked_array([["4280", "042", "E8788"]]), "icd9", "diagnosis").to_pylist()
+    ['428.0', '042', 'E878.8']
+    >>> with_dot(pa.chunked_array([["3722"]]), "icd9", "procedure").to_pylist()
     ['37.22']
+    >>> with_dot(pa.chunked_array([["I509", "E119"]]), "icd10", "diagnosis").to_pylist()
+    ['I50.9', 'E11.9']
     """
-    pattern = f"^({_BEFORE_DOT[kind]})(.+)$"
+    if (coding, kind) not in _BEFORE_DOT:
+        return codes
+    pattern = f"^({_BEFORE_DOT[coding, kind]})(.+)$"
     return pc.replace_substring_regex(codes, pattern=pattern, replacement=r"\1.\2")
 
 

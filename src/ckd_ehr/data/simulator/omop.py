@@ -1,19 +1,20 @@
 """The simulated hospital as an OMOP CDM 5.4 database: MIMIC-III tables in, OMOP tables out.
 
 Seven tables with the official columns in their official order; what the simulator does not know
-is empty. Diagnoses and procedures are the source's ICD-9 codes, without a standard concept, as in
+is empty. Diagnoses and procedures are the source's ICD codes, without a standard concept, as in
 databases that were never mapped; `concept` has their titles. Ignores: eras, observation periods,
 vocabularies other than the two, and drugs' ingredients. A row stays a row, broken ones too.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ckd_ehr.data.simulator_layouts import (
-    CodeKind,
+from ckd_ehr.data.simulator.catalogue import Coding
+from ckd_ehr.data.simulator.layouts import (
     Column,
     Tables,
     death_times,
@@ -22,6 +23,8 @@ from ckd_ehr.data.simulator_layouts import (
     of_stay,
     with_dot,
 )
+from ckd_ehr.data.simulator.tables import CODE_COLUMNS
+from ckd_ehr.data.simulator.titles import CodeKind
 
 # https://ohdsi.github.io/CommonDataModel/cdm54.html
 _COLUMNS = {
@@ -68,15 +71,111 @@ FIRST_DIAGNOSIS, FIRST_PROCEDURE = 2_000_000_001, 2_000_100_001
 VALID_FROM, VALID_TO = "1970-01-01", "2099-12-31"
 
 
-def omop_tables(tables: Tables) -> Iterator[tuple[str, pa.Table]]:
-    """Name and rows of each OMOP table, one after another."""
-    yield "person", _person(tables)
-    yield "visit_occurrence", _visits(tables)
-    yield "condition_occurrence", _conditions(tables)
-    yield "drug_exposure", _drugs(tables)
-    yield "procedure_occurrence", _procedures(tables)
-    yield "death", _death(tables)
-    yield "concept", _concepts(tables)
+_VOCABULARIES: dict[tuple[Coding, CodeKind], str] = {
+    ("icd9", "diagnosis"): "ICD9CM",
+    ("icd9", "procedure"): "ICD9Proc",
+    ("icd10", "diagnosis"): "ICD10CM",
+    ("icd10", "procedure"): "ICD10PCS",
+}
+
+
+@dataclass(frozen=True)
+class Omop:
+    """Turns tables into OMOP's; `fixed` are the dictionaries of codes."""
+
+    fixed: Tables
+    coding: Coding
+
+    def tables(self, tables: Tables) -> Iterator[tuple[str, pa.Table]]:
+        """Name and rows of each OMOP table of some patients, one after another."""
+        yield "person", _person(tables)
+        yield "visit_occurrence", _visits(tables)
+        yield "condition_occurrence", self._conditions(tables)
+        yield "drug_exposure", _drugs(tables)
+        yield "procedure_occurrence", self._procedures(tables)
+        yield "death", _death(tables)
+
+    def concepts(self) -> pa.Table:
+        """The codes that have a title; outdated ones have neither title nor concept."""
+        return pa.concat_tables([self._vocabulary("diagnosis"), self._vocabulary("procedure")])
+
+    def _conditions(self, tables: Tables) -> pa.Table:
+        """Billing diagnoses, at discharge; their rank in the bill is the status of the source."""
+        rows = tables["DIAGNOSES_ICD"]
+        coded = of_stay(rows, tables, "DISCHTIME")
+        return _table(
+            "condition_occurrence",
+            rows.num_rows,
+            {
+                "condition_occurrence_id": rows["ROW_ID"],
+                "person_id": rows["SUBJECT_ID"],
+                "condition_concept_id": NO_CONCEPT,
+                "condition_start_date": _date(coded),
+                "condition_start_datetime": coded,
+                "condition_type_concept_id": EHR_BILLING,
+                "condition_status_concept_id": NO_CONCEPT,
+                "visit_occurrence_id": rows["HADM_ID"],
+                "condition_source_value": with_dot(self._codes(rows), self.coding, "diagnosis"),
+                "condition_source_concept_id": self._source_concept(rows, "diagnosis"),
+                "condition_status_source_value": rows["SEQ_NUM"].cast(pa.string()),
+            },
+        )
+
+    def _procedures(self, tables: Tables) -> pa.Table:
+        """Billed procedures, at discharge; their ids rise with their rank, which has no column."""
+        rows = tables["PROCEDURES_ICD"]
+        coded = of_stay(rows, tables, "DISCHTIME")
+        return _table(
+            "procedure_occurrence",
+            rows.num_rows,
+            {
+                "procedure_occurrence_id": rows["ROW_ID"],
+                "person_id": rows["SUBJECT_ID"],
+                "procedure_concept_id": NO_CONCEPT,
+                "procedure_date": _date(coded),
+                "procedure_datetime": coded,
+                "procedure_type_concept_id": EHR_BILLING,
+                "visit_occurrence_id": rows["HADM_ID"],
+                "procedure_source_value": with_dot(self._codes(rows), self.coding, "procedure"),
+                "procedure_source_concept_id": self._source_concept(rows, "procedure"),
+            },
+        )
+
+    def _codes(self, rows: pa.Table) -> Column:
+        return rows[CODE_COLUMNS[self.coding]]
+
+    def _dictionary(self, kind: CodeKind) -> tuple[pa.Table, int]:
+        """A kind of code's titles, and the concept of the first of them."""
+        if kind == "diagnosis":
+            return self.fixed["D_ICD_DIAGNOSES"], FIRST_DIAGNOSIS
+        return self.fixed["D_ICD_PROCEDURES"], FIRST_PROCEDURE
+
+    def _source_concept(self, rows: pa.Table, kind: CodeKind) -> Column:
+        known, first = self._dictionary(kind)
+        place = pc.index_in(self._codes(rows), value_set=self._codes(known).combine_chunks())
+        return pc.fill_null(pc.add(place.cast(pa.int64()), first), NO_CONCEPT)
+
+    def _vocabulary(self, kind: CodeKind) -> pa.Table:
+        known, first = self._dictionary(kind)
+        codes = self._codes(known)
+        digits = pc.utf8_length(codes).cast(pa.string())
+        nine = self.coding == "icd9"
+        letter = pc.if_else(pc.and_(pc.starts_with(codes, "V"), nine), "V code", "code")
+        billing = "-dig billing " if nine else "-char billing "
+        return _table(
+            "concept",
+            known.num_rows,
+            {
+                "concept_id": pa.array(np.arange(known.num_rows) + first),
+                "concept_name": known["LONG_TITLE"],
+                "domain_id": "Condition" if kind == "diagnosis" else "Procedure",
+                "vocabulary_id": _VOCABULARIES[self.coding, kind],
+                "concept_class_id": pc.binary_join_element_wise(digits, letter, billing),
+                "concept_code": with_dot(codes, self.coding, kind),
+                "valid_start_date": VALID_FROM,
+                "valid_end_date": VALID_TO,
+            },
+        )
 
 
 def _person(tables: Tables) -> pa.Table:
@@ -134,29 +233,6 @@ def _visits(tables: Tables) -> pa.Table:
     )
 
 
-def _conditions(tables: Tables) -> pa.Table:
-    """Billing diagnoses, at discharge; their rank in the bill is the status of the source."""
-    rows = tables["DIAGNOSES_ICD"]
-    coded = of_stay(rows, tables, "DISCHTIME")
-    return _table(
-        "condition_occurrence",
-        rows.num_rows,
-        {
-            "condition_occurrence_id": rows["ROW_ID"],
-            "person_id": rows["SUBJECT_ID"],
-            "condition_concept_id": NO_CONCEPT,
-            "condition_start_date": _date(coded),
-            "condition_start_datetime": coded,
-            "condition_type_concept_id": EHR_BILLING,
-            "condition_status_concept_id": NO_CONCEPT,
-            "visit_occurrence_id": rows["HADM_ID"],
-            "condition_source_value": with_dot(rows["ICD9_CODE"], "diagnosis"),
-            "condition_source_concept_id": _source_concept(rows, tables, "diagnosis"),
-            "condition_status_source_value": rows["SEQ_NUM"].cast(pa.string()),
-        },
-    )
-
-
 def _drugs(tables: Tables) -> pa.Table:
     """The pharmacy's names as they are; only drugs, not what they are dissolved in."""
     rows = main_drugs(tables)
@@ -183,27 +259,6 @@ def _drugs(tables: Tables) -> pa.Table:
     )
 
 
-def _procedures(tables: Tables) -> pa.Table:
-    """Billed procedures, at discharge; OMOP has no column for their rank: the ids rise with it."""
-    rows = tables["PROCEDURES_ICD"]
-    coded = of_stay(rows, tables, "DISCHTIME")
-    return _table(
-        "procedure_occurrence",
-        rows.num_rows,
-        {
-            "procedure_occurrence_id": rows["ROW_ID"],
-            "person_id": rows["SUBJECT_ID"],
-            "procedure_concept_id": NO_CONCEPT,
-            "procedure_date": _date(coded),
-            "procedure_datetime": coded,
-            "procedure_type_concept_id": EHR_BILLING,
-            "visit_occurrence_id": rows["HADM_ID"],
-            "procedure_source_value": with_dot(rows["ICD9_CODE"], "procedure"),
-            "procedure_source_concept_id": _source_concept(rows, tables, "procedure"),
-        },
-    )
-
-
 def _death(tables: Tables) -> pa.Table:
     """To the second for who died in hospital; else midnight, as OMOP writes a mere date."""
     died = pa.table(
@@ -219,45 +274,6 @@ def _death(tables: Tables) -> pa.Table:
             "death_type_concept_id": EHR,
         },
     )
-
-
-def _concepts(tables: Tables) -> pa.Table:
-    """The codes that have a title; outdated ones have neither title nor concept."""
-    return pa.concat_tables([_vocabulary(tables, "diagnosis"), _vocabulary(tables, "procedure")])
-
-
-def _vocabulary(tables: Tables, kind: CodeKind) -> pa.Table:
-    titles, first, domain, vocabulary = _vocabulary_of(tables, kind)
-    codes = titles["ICD9_CODE"]
-    digits = pc.utf8_length(codes).cast(pa.string())
-    letter = pc.if_else(pc.starts_with(codes, "V"), "V code", "code")
-    return _table(
-        "concept",
-        titles.num_rows,
-        {
-            "concept_id": pa.array(np.arange(titles.num_rows) + first),
-            "concept_name": titles["LONG_TITLE"],
-            "domain_id": domain,
-            "vocabulary_id": vocabulary,
-            "concept_class_id": pc.binary_join_element_wise(digits, letter, "-dig billing "),
-            "concept_code": with_dot(codes, kind),
-            "valid_start_date": VALID_FROM,
-            "valid_end_date": VALID_TO,
-        },
-    )
-
-
-def _source_concept(rows: pa.Table, tables: Tables, kind: CodeKind) -> Column:
-    titles, first, _, _ = _vocabulary_of(tables, kind)
-    place = pc.index_in(rows["ICD9_CODE"], value_set=titles["ICD9_CODE"].combine_chunks())
-    return pc.fill_null(pc.add(place.cast(pa.int64()), first), NO_CONCEPT)
-
-
-def _vocabulary_of(tables: Tables, kind: CodeKind) -> tuple[pa.Table, int, str, str]:
-    """A kind of code's titles, the concept of the first of them, domain and vocabulary."""
-    if kind == "diagnosis":
-        return tables["D_ICD_DIAGNOSES"], FIRST_DIAGNOSIS, "Condition", "ICD9CM"
-    return tables["D_ICD_PROCEDURES"], FIRST_PROCEDURE, "Procedure", "ICD9Proc"
 
 
 def _table(name: str, rows: int, columns: Mapping[str, Column | int | str]) -> pa.Table:

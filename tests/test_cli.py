@@ -134,7 +134,10 @@ def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
         (["explain", "absent", "--pair", "x"], "absent: no run here"),
         (["audit", "absent"], "absent: no run here"),
         (["predict", "absent", "--visits", "x"], "absent: no run here"),
-        (["simulate", "h", "--patients", "1"], "patients = 1"),
+        (["simulate", "h", "--patients", "0"], "patients = 0"),
+        (["simulate", "h", "--visits", "0.5"], "visits_per_patient = 0.5"),
+        (["simulate", "h", "--detail", "1.5"], "detail = 1.5"),
+        (["simulate", "h", "--coding", "icd10"], "no column for ICD-10"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_exit_status_2(

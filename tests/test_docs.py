@@ -46,9 +46,23 @@ def test_a_generated_file_is_in_sync(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == wanted, f"{name} is stale: make docs"
 
 
-def test_the_results_page_is_in_sync_with_the_benchmarks_files() -> None:
-    wanted = GENERATOR.results_page(ROOT / "benchmarks" / "results")
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == wanted, "make results"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+MEASURED = sorted(str(path.relative_to(ROOT)) for path in GENERATOR.results(RESULTS))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_benchmarks_measured_is_in_sync_with_their_files(name: str) -> None:
+    wanted = GENERATOR.results(RESULTS)[ROOT / name]
+    assert (ROOT / name).read_text(encoding="utf-8") == wanted, f"{name} is stale: make results"
+
+
+def test_the_simulators_page_holds_what_was_measured() -> None:
+    figures = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))["figures"]
+    page = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+    assert f"By rule, {figures['deviations']} in all" in page
+    assert f"| patients | {figures['patients']:,} |" in page
 
 
 def settings(model: type[Section], name: str = "") -> Iterator[tuple[str, str | None]]:

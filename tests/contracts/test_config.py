@@ -1,5 +1,6 @@
 """Settings: what is refused, in which words; what an override does."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,38 @@ def test_a_file_that_is_no_yaml_mapping_is_refused_by_name(tmp_path: Path, text:
         load_config(write(tmp_path, text))
 
 
+def test_a_date_that_does_not_exist_is_an_error_of_the_file_or_the_override(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text("splits: {temporal: 2020-13-45}\n", encoding="utf-8")
+    with pytest.raises(CkdEhrError, match=r"trial.yaml: not valid YAML.*month"):
+        load_config(path)
+    path.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(CkdEhrError, match="not valid YAML"):
+        load_config(path, ["name=2020-13-45"])
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("{url: postgresql://jo:sesame-open-9@db/cdm, table_schema: cdm", "expected ',' or '}'"),
+        ("[postgresql://jo:sesame-open-9@db/cdm", "expected ',' or ']'"),
+        ("postgresql://research_user:sesame@db.org/cdm: x", "mapping values are not allowed here"),
+        ("'postgresql://jo:sesame-open-sesame@db/cdm", "found unexpected end of stream"),
+        ("*sesame", "found undefined alias '…'"),
+        ("!sesame x", "could not determine a constructor for the tag '…'"),
+    ],
+)
+def test_a_yaml_error_says_what_and_where_and_shows_nothing_of_the_file(
+    tmp_path: Path, value: str, problem: str
+) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, f"data:\n  omop:\n    url: {value}\nseed: 1\n"))
+    assert problem in str(caught.value)
+    assert re.search(r"\(line [345], column \d+\)", str(caught.value))
+    assert "sesame" not in str(caught.value)
+    assert "db" not in str(caught.value)
+
+
 def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "trial.yaml"
     path.write_bytes(b"name: caf\xe9\n")
@@ -151,3 +184,36 @@ def test_numbers_are_finite(tmp_path: Path, value: str) -> None:
     path.write_text("name: x\n")
     with pytest.raises(CkdEhrError, match=r"student\.epochs"):
         load_config(path, [f"student.epochs={value}"])
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "postgresql://jo:sesame@db/cdm",
+        " postgresql://jo:sesame@db/cdm",
+        "POSTGRES://jo:sesame@db",
+        Path("postgresql://jo:sesame@db/cdm"),  # its two slashes have become one
+    ],
+)
+def test_a_url_given_as_root_is_refused_unseen(root: str | Path) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        build_config({"name": "a", "data": {"root": root}})
+    assert "a url goes into data.omop.url" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["C:/tables", "/tables//jo@home", "a:b/tables"])
+def test_a_folder_is_no_url(root: str) -> None:
+    assert build_config({"name": "a", "data": {"root": root}}).data.root == Path(root)
+
+
+@pytest.mark.parametrize("size", ["0GB", "0.0MB", "0.0001KB", "63.9MB", "0.06 gb", "62000KiB"])
+def test_a_memory_limit_too_small_to_work_in_is_refused(size: str) -> None:
+    with pytest.raises(CkdEhrError, match=r"engine\.memory_limit.*give it at least 64MB"):
+        build_config({"name": "a", "engine": {"memory_limit": size}})
+
+
+@pytest.mark.parametrize("size", ["64MB", "0.064GB", "62MiB", "62500 KiB", "1.5 tb"])
+def test_a_memory_limit_may_have_any_unit(size: str) -> None:
+    config = build_config({"name": "a", "engine": {"memory_limit": size}})
+    assert config.engine.memory_limit == size

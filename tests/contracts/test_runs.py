@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -293,6 +294,66 @@ def test_from_refuses_earlier_stages_of_other_settings(finished: Pipeline) -> No
     with pytest.raises(CkdEhrError, match="stage 'teacher' was made with other settings"):
         finished.run(first="student", teacher={"epochs": 9})
     assert contents(finished.directory.root) == before
+
+
+def test_from_refuses_a_stage_that_has_read_what_was_made_anew_since(finished: Pipeline) -> None:
+    longer = {"knowledge": {"teacher": {"max_tokens": 100}}}
+    assert finished.run(until="texts", **longer) == ["texts"]
+    before = contents(finished.directory.root)
+    with pytest.raises(CkdEhrError, match=r"'texts/teacher' has changed since stage 'teacher' re"):
+        finished.run(first="student", **longer)
+    assert contents(finished.directory.root) == before
+    assert finished.run(first="teacher", **longer)[:1] == ["teacher"]
+    assert finished.run(first="student", **longer) == []
+
+
+@pytest.fixture
+def of_tables(tmp_path: Path) -> Pipeline:
+    """A run whose first stage depends on where its records are; finished with those at A."""
+    pipeline = Pipeline(tmp_path / "run")
+    texts, *others = pipeline.directory.stages
+    texts = replace(texts, sections=("data", "knowledge"))
+    pipeline.directory = RunDirectory(pipeline.directory.root, [texts, *others])
+    pipeline.run(data={"source": "mimic3", "root": "A"})
+    return pipeline
+
+
+def test_from_takes_the_places_that_stages_were_made_from_after_a_start_elsewhere_failed(
+    of_tables: Pipeline,
+) -> None:
+    def fail(_: StageContext) -> None:
+        raise CkdEhrError("B: broken tables")
+
+    of_tables.before["texts"] = fail
+    with pytest.raises(CkdEhrError, match="B: broken tables"):
+        of_tables.run(data={"source": "mimic3", "root": "B"})
+    places = {"data": {"source": "mimic3", "root": "A"}}
+    with pytest.raises(CkdEhrError, match="stage 'teacher' was made with other settings"):
+        of_tables.run(first="student", teacher={"epochs": 9}, **places)
+    assert of_tables.run(first="student", student={"epochs": 2}, **places) == ["student", "score"]
+    assert of_tables.directory.config().data.root == Path("A")
+    assert of_tables.directory.out_of_date("score") is None
+
+
+def test_from_keeps_the_places_of_the_last_start_if_others_are_given(of_tables: Pipeline) -> None:
+    assert of_tables.run(first="student", data={"source": "mimic3", "root": "moved"}) == []
+    assert of_tables.directory.config().data.root == Path("A")
+
+
+@pytest.mark.parametrize("there", ["", "mine", "mine/deep/run"])
+def test_a_start_that_fails_at_once_removes_the_folders_it_made_and_no_others(
+    tmp_path: Path, there: str
+) -> None:
+    def absent(_: RunConfig) -> dict[str, str]:
+        raise CkdEhrError("x: no such folder")
+
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    stage = Stage(name="only", summary="", function=lambda _: None, sections=(), externals=absent)
+    directory = RunDirectory(tmp_path / "mine" / "deep" / "run", [stage])
+    with pytest.raises(CkdEhrError, match="no such folder"):
+        directory.execute(config(), command=["t"], say=lambda _: None)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_from_needs_what_comes_before(pipeline: Pipeline) -> None:

@@ -7,12 +7,18 @@ import pytest
 from audited import SEPSIS, Rows, narratives, pairs, span, visits, write_cohort, write_narratives
 
 from ckd_ehr.data.audit.findings import Finding
-from ckd_ehr.data.audit.narratives import narrative_findings
+from ckd_ehr.data.audit.narratives import WordsOf, narrative_findings
 
 
-def findings_of(folder: Path, rows: Rows) -> list[Finding]:
+def as_recorded(_system: str, code: str, title: str | None) -> str:
+    """How texts call a code here: as the source does."""
+    return title or code
+
+
+def findings_of(folder: Path, rows: Rows, words_of: WordsOf = as_recorded) -> list[Finding]:
     cohort = write_cohort(folder / "cohort", visits(), pairs())
-    return narrative_findings(write_narratives(folder / "knowledge", rows), cohort)
+    files = write_narratives(folder / "knowledge", rows)
+    return narrative_findings(files, cohort, words_of=words_of)
 
 
 def spans_of(row: dict[str, object]) -> Rows:
@@ -65,7 +71,8 @@ def test_a_number_in_the_name_of_a_drug_is_no_id(tmp_path: Path) -> None:
     rows[2]["text"] = f"{text} {name}."
     shown = span(start, start + len(name), kind="medication", system="NAME", code=name, index=1)
     spans_of(rows[2]).append(shown)
-    assert narrative_findings(write_narratives(tmp_path / "knowledge", rows), cohort) == []
+    files = write_narratives(tmp_path / "knowledge", rows)
+    assert narrative_findings(files, cohort, words_of=as_recorded) == []
 
 
 def test_clean_narratives_pass_and_titles_may_speak_of_death(tmp_path: Path) -> None:
@@ -142,6 +149,28 @@ def test_a_leak_planted_in_a_narrative_is_found(
     assert [finding.rows for finding in found] == [count]
     assert found[0].stage == "knowledge"
     assert found[0].remedy
+
+
+def test_a_title_of_the_code_system_may_hold_a_title_of_the_next_visit(tmp_path: Path) -> None:
+    def words_of(_system: str, code: str, title: str | None) -> str:
+        return "Heart failure after unspecified septicemia" if code == "4280" else title or code
+
+    rows = narratives()
+    call(rows[2], "Heart failure after unspecified septicemia")
+    assert findings_of(tmp_path, rows, words_of) == []
+
+
+@pytest.mark.parametrize("next_title", ["unspecified septicemia", "blood poisoning, NOS"])
+def test_a_title_of_the_next_visit_added_to_one_of_the_code_system_is_found(
+    tmp_path: Path, next_title: str
+) -> None:
+    def words_of(_system: str, code: str, title: str | None) -> str:
+        return {"4280": "Cardiac failure", "0389": "Blood poisoning, NOS"}.get(code, title or code)
+
+    rows = narratives()
+    call(rows[2], f"Cardiac failure, then {next_title}")
+    found = {finding.check for finding in findings_of(tmp_path, rows, words_of)}
+    assert "titles of the next visit in spans" in found
 
 
 def test_leaks_of_several_kinds_are_found_together(tmp_path: Path) -> None:

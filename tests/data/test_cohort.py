@@ -135,6 +135,30 @@ def test_a_stay_after_one_that_ended_in_death_is_dropped(tables: Tables, build: 
     assert 1 not in pairs["subject_id"].to_pylist()
 
 
+@pytest.mark.parametrize("recorded", ["", "2050-03-01 00:00:00", "2050-03-01 10:00:00"])
+def test_a_stay_that_ends_in_death_the_minute_it_begins_is_kept(
+    tables: Tables, build: Stage, recorded: str
+) -> None:
+    moment = "2050-03-01 10:00:00"
+    tables["PATIENTS"][0] |= {"DOD": recorded}
+    tables["ADMISSIONS"][1] |= {"ADMITTIME": moment, "DISCHTIME": moment}
+    tables["ADMISSIONS"][1] |= {"HOSPITAL_EXPIRE_FLAG": "1"}
+    cohort = build(tables)
+    assert counts_of(cohort)["visits_admitted_after_death"] == 0
+    assert visits_of(cohort)["9012"]["died"] is True
+    pairs = read_table(cohort / "pairs.parquet", PAIRS).to_pylist()
+    assert [pair["next_visit_id"] for pair in pairs if pair["subject_id"] == 1] == ["9012"]
+
+
+def test_another_stay_that_begins_at_the_moment_of_death_is_dropped(
+    tables: Tables, build: Stage
+) -> None:
+    tables["ADMISSIONS"][0] |= {"HOSPITAL_EXPIRE_FLAG": "1"}
+    died = tables["ADMISSIONS"][0]["DISCHTIME"]
+    tables["ADMISSIONS"][1] |= {"ADMITTIME": died, "DISCHTIME": died}
+    assert counts_of(build(tables))["visits_admitted_after_death"] == 1
+
+
 def test_a_code_after_discharge_is_dropped_and_counted(tables: Tables, build: Stage) -> None:
     tables["PRESCRIPTIONS"][0] |= {"STARTDATE": "2050-01-06 00:00:00"}
     tables["PRESCRIPTIONS"][1] |= {"STARTDATE": "2050-03-05 00:00:00"}

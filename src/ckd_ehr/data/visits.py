@@ -163,17 +163,19 @@ def gather_people(events: ir.Table, roles: ir.Table, stays: ir.Table) -> ir.Tabl
 def mark_stays(stays: ir.Table, people: ir.Table, types: AdmissionTypes) -> ir.Table:
     """Each stay with what is known of its patient, and `reason`: why it is left out, or null.
 
-    A death at midnight is a date: the whole day.
+    A death at midnight is a date: the whole day. The stay that the death was in may be as short as
+    a moment: its admission is not after the death.
     """
     joined = stays.left_join(people, "subject_id")
     admit, discharge, death = joined.admit_time, joined.discharge_time, joined.death
     is_date = death == death.truncate("D")
     died_here = (death > admit) & (death <= discharge) & ~is_date
     death_ends = is_date.ifelse(death + ibis.interval(days=1), death)
+    gave_death = joined.discharged_dead & (discharge == death)
     reason = ibis.cases(
         (admit.isnull() | discharge.isnull(), UNTIMED),
         (discharge < admit, BACKWARD),
-        (admit >= death_ends, POSTHUMOUS),
+        ((admit >= death_ends) & ~gave_death, POSTHUMOUS),
         (~_is_kept(joined.admission_type, types), OTHER_TYPE),
         else_=ibis.null("string"),
     )

@@ -33,7 +33,7 @@ from ckd_ehr.contracts.records import (
     visits_from_table,
 )
 from ckd_ehr.contracts.runs import StageContext
-from ckd_ehr.knowledge.ontology import ORIGINS, title_of
+from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
 
 CountTokens = Callable[[str], int]
 
@@ -114,7 +114,7 @@ def _demographics(history: Sequence[Visit]) -> _Sentence:
     sex = ((latest.sex if latest else None) or "").upper()[:1]
     if noun := _NOUNS.get((sex, adult)):
         facts.append((" ", noun, SEX, sex) if facts else ("", noun.capitalize(), SEX, sex))
-    if latest and latest.ethnicity and (words := title_of(ETHNICITY, latest.ethnicity).text):
+    if latest and latest.ethnicity and (words := words_of(ETHNICITY, latest.ethnicity)):
         shown = words.title() if words.isupper() else words
         facts.append((", " if facts else "", shown, ETHNICITY, latest.ethnicity))
     return tuple(
@@ -140,7 +140,7 @@ def _visit_sentence(visit: Visit, index: int) -> _Sentence:
             start = f". {heading}: "
         for number, code in enumerate(sorted(codes, key=lambda code: (code.system, code.code))):
             key = (code.system, code.code)
-            text = title_of(code.system, code.code, code.title).text
+            text = words_of(code.system, code.code, code.title)
             lead = "; " if number else start
             concepts.append(_Concept(lead, text, kind, *key, index, seen[key]))
             seen[key] += 1
@@ -239,7 +239,7 @@ def write_narratives(context: StageContext, count_tokens: Mapping[Reader, CountT
             f"average, {facts['narratives_cut']} cut to {budget}"
         )
     write_json(context.folder / "summary.json", summary)
-    refuse(narrative_findings(files, context.inputs["cohort"]), "knowledge")
+    refuse(narrative_findings(files, context.inputs["cohort"], words_of=words_of), "knowledge")
 
 
 def tell_all(

@@ -60,6 +60,15 @@ def title_of(system: str, code: str, source_title: str | None = None) -> Title:
     return Title(_clean(code) or "unknown", "code")
 
 
+def words_of(system: str, code: str, source_title: str | None = None) -> str:
+    """The words of `title_of`: how every text calls a code.
+
+    >>> words_of("ICD10CM", "I2720", "PULM HTN")
+    'Pulmonary hypertension, unspecified'
+    """
+    return title_of(system, code, source_title).text
+
+
 def _clean(text: str) -> str:
     """One line of printable characters.
 

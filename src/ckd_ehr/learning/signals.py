@@ -26,9 +26,10 @@ from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
 from ckd_ehr.learning.heads import LabelAttentionModel
+from ckd_ehr.learning.precision import Arithmetic
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
 from ckd_ehr.learning.scoring import PlattScaling, fit_platt
-from ckd_ehr.learning.teacher import load_teacher, out_of_fold
+from ckd_ehr.learning.teacher import load_teacher, out_of_fold, trained_in
 from ckd_ehr.learning.weights import model_digest
 
 TEMPLATE = "narrative-1"
@@ -78,8 +79,11 @@ def write_signals(context: StageContext) -> None:
     write_json(context.folder / "calibration.json", calibration)
 
 
-def signal_key(text: str, *, model: str, adapter: str, fold: int, precision: str) -> str:
-    """hash(text, template, tokenizer and weights, adapter, fold, dtype)."""
+def signal_key(text: str, *, model: str, adapter: str, fold: int, precision: Arithmetic) -> str:
+    """hash(text, template, tokenizer and weights, adapter, fold, dtype).
+
+    `precision` is what was computed in, never `auto`: that is not the same on every machine.
+    """
     parts = (text, TEMPLATE, model, adapter, str(fold), precision)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -98,7 +102,8 @@ class _FoldLabeller:
         self.fold = fold
         self.pad_token = pad_token
         self.folder = context.inputs["teacher"] / f"fold_{fold}"
-        self.settings = context.config.teacher
+        self.precision = trained_in(self.folder)
+        self.settings = context.config.teacher.model_copy(update={"precision": self.precision})
         self.device = pick_device(context.config.device)
         self._model: LabelAttentionModel | None = None
 
@@ -131,7 +136,7 @@ class _FoldLabeller:
         logits = torch.zeros(len(examples), len(self._model.head.bias))
         for rows in batches_by_tokens(lengths, self.context.config.signals.batch_tokens):
             batch = [examples[row] for row in rows]
-            with reading(self.device, self.settings.precision):
+            with reading(self.device, self.precision):
                 output = read_batch(
                     self._model, batch, pad_token=self.pad_token, device=self.device
                 )
@@ -168,7 +173,7 @@ class _FoldLabeller:
                     key = signal_key(
                         narratives[example.pair_id].text,
                         fold=self.fold,
-                        precision=self.settings.precision,
+                        precision=self.precision,
                         **origin,
                     )
                     concepts = list(example.encoded.concept_ids)
@@ -228,15 +233,22 @@ class ConceptAttention:
     attention: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class _FoldTeacher:
+    """What tells a fold's teacher from another of the same model."""
+
+    adapter: str
+    precision: Arithmetic
+
+
 class SignalStore:
     """Reads a signals folder by key, and refuses signals of another text or teacher."""
 
-    def __init__(self, folder: Path, *, model: str, precision: str, teacher: Path) -> None:
+    def __init__(self, folder: Path, *, model: str, teacher: Path) -> None:
         self.folder = folder
         self.model = model_digest(model)
-        self.precision = precision
         self.teacher = teacher
-        self._adapters: dict[int, str] = {}
+        self._teachers: dict[int, _FoldTeacher] = {}
         index = read_table(folder / "index.parquet", INDEX).to_pylist()
         self._index = {row["pair_id"]: row for row in index}
 
@@ -252,12 +264,13 @@ class SignalStore:
         row = self._index.get(pair_id)
         if row is None:
             raise CkdEhrError(f"{self.folder}: a pair has no signals; rerun stage signals")
+        teacher = self._teacher(fold)
         expected = signal_key(
             text,
             model=self.model,
-            adapter=self._adapter(fold),
+            adapter=teacher.adapter,
             fold=fold,
-            precision=self.precision,
+            precision=teacher.precision,
         )
         if row["key"] != expected:
             raise CkdEhrError(
@@ -268,7 +281,8 @@ class SignalStore:
             attention = shard.get_tensor(pair_id).float().numpy()
         return ConceptAttention(tuple(row["concept_ids"]), attention)
 
-    def _adapter(self, fold: int) -> str:
-        if fold not in self._adapters:
-            self._adapters[fold] = adapter_digest(self.teacher / f"fold_{fold}")
-        return self._adapters[fold]
+    def _teacher(self, fold: int) -> _FoldTeacher:
+        if fold not in self._teachers:
+            folder = self.teacher / f"fold_{fold}"
+            self._teachers[fold] = _FoldTeacher(adapter_digest(folder), trained_in(folder))
+        return self._teachers[fold]

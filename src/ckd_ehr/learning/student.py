@@ -154,7 +154,6 @@ def _taught(training: _Training) -> list[Example]:
     store = SignalStore(
         context.inputs["signals"],
         model=context.config.teacher.model,
-        precision=context.config.teacher.precision,
         teacher=context.inputs["teacher"],
     )
     texts = read_narratives(context.inputs["knowledge"], "teacher")

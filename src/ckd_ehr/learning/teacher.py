@@ -34,10 +34,12 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import hard_loss
-from ckd_ehr.learning.precision import uses_bf16
+from ckd_ehr.learning.precision import Arithmetic, uses_bf16
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
+
+HISTORY = "training.json"
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,10 @@ def write_teacher(context: StageContext) -> None:
     for fold in folds:
         if not (context.work / f"fold_{fold}" / "head.json").is_file():
             _train_fold(training, fold)
-    history = {
-        f"fold_{fold}": read_json(context.work / f"fold_{fold}" / "training.json") for fold in folds
-    }
+    history = {f"fold_{fold}": read_json(context.work / f"fold_{fold}" / HISTORY) for fold in folds}
     for fold in folds:
         (context.work / f"fold_{fold}").rename(context.folder / f"fold_{fold}")
-    write_json(context.folder / "training.json", history)
+    write_json(context.folder / HISTORY, history)
     records = [read_fitted(context.folder / f"fold_{fold}" / FITTED) for fold in folds]
     write_fitted(context.folder / FITTED, [record for part in records for record in part])
 
@@ -104,7 +104,7 @@ def _train_fold(training: _Training, fold: int) -> None:
     )
     done = context.work / f"fold_{fold}"
     model.backbone.save_pretrained(done)  # type: ignore[operator]
-    write_json(done / "training.json", history)
+    write_json(done / HISTORY, history)
     write_fitted(done / FITTED, _fitted(training, fold, train))
     save_head(done, model.head, pairs.label_names)
 
@@ -138,6 +138,11 @@ def load_teacher(settings: TeacherConfig, folder: Path, *, device: str) -> Label
     adapted = PeftModel.from_pretrained(backbone, folder)
     model = LabelAttentionModel(adapted, load_head(folder), pooling="last")
     return model.to(device).eval()
+
+
+def trained_in(folder: Path) -> Arithmetic:
+    """What a fold teacher was trained in, on whatever machine: it labels in the same."""
+    return "bf16" if read_json(folder / HISTORY)["precision"] == "bf16" else "fp32"
 
 
 def load_backbone(model: str, *, precision: str, device: str) -> Any:

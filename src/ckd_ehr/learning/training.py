@@ -25,7 +25,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.losses import hard_loss
-from ckd_ehr.learning.precision import uses_bf16
+from ckd_ehr.learning.precision import resolve_precision
 from ckd_ehr.learning.scoring import label_ranking, macro
 
 Loss = Callable[[HeadOutput, Batch, float], Tensor]
@@ -117,9 +117,12 @@ def fit(
         checkpoints: where checkpoints are kept; an earlier, killed run is resumed from there.
 
     Returns:
-        Steps, seconds, pairs per second, and the tuning scores by step.
+        Steps, seconds, pairs, the arithmetic in use, and the tuning scores by step.
     """
-    arguments = _arguments(settings, len(train), checkpoints, seed=seed, device=device)
+    precision = resolve_precision(settings.precision, device=device)
+    arguments = _arguments(
+        settings, len(train), checkpoints, seed=seed, device=device, bf16=precision == "bf16"
+    )
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), fused=True)
     trainer = LossTrainer(
         model=model,
@@ -143,7 +146,7 @@ def fit(
     result = trainer.train(resume_from_checkpoint=resumed)
     if not np.isfinite(result.training_loss):
         raise CkdEhrError(f"{title}: the loss is not finite; lower learning_rate or use fp32")
-    return _history(trainer, result, pairs=len(train))
+    return {"precision": precision, **_history(trainer, result, pairs=len(train))}
 
 
 def _history(trainer: LossTrainer, result: Any, *, pairs: int) -> dict[str, object]:
@@ -180,7 +183,7 @@ class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no
 
 
 def _arguments(
-    settings: TrainingConfig, pairs: int, checkpoints: Path, *, seed: int, device: str
+    settings: TrainingConfig, pairs: int, checkpoints: Path, *, seed: int, device: str, bf16: bool
 ) -> Any:
     steps_per_epoch = max(1, -(-pairs // settings.batch_size))
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
@@ -193,7 +196,7 @@ def _arguments(
         warmup_steps=round(settings.warmup_ratio * total),
         lr_scheduler_type="cosine",
         max_grad_norm=1.0,
-        bf16=uses_bf16(settings.precision, device=device),
+        bf16=bf16,
         use_cpu=device == "cpu",
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",

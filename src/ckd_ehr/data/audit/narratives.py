@@ -1,14 +1,14 @@
 """The audit of narratives: every pair has its texts, and no text knows the next visit.
 
-In: the narratives' files and the cohort they tell of. Out: a result for each check. Ignores: how
-texts are written. A span of a diagnosis, drug or procedure must be a code of its history visit
-(`visit_index`, the oldest is 0), in the words that this code always has: what depends on the code
-alone cannot tell of the next visit. Outside these spans, in demographics too, must not stand dates,
-distances in time, deaths, readmissions, nor the next visit's id and titles. Within them numbers
-and words of the kind are part of a title.
+In: the narratives' files, the cohort they tell of, and how texts call a code. Out: a result for
+each check. Ignores: how texts are written. A span of a diagnosis, drug or procedure must be a code
+of its history visit (`visit_index`, the oldest is 0), in the words that this code always has: what
+depends on the code alone cannot tell of the next visit. Outside these spans, in demographics too,
+must not stand dates, distances in time, deaths, readmissions, nor the next visit's id and titles.
+Within them numbers and words of the kind are part of a title.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.data.audit.findings import CheckResult, Finding, SqlCheck, findings_of, run_checks
 from ckd_ehr.data.audit.tables import ITEM_KEY, open_cohort, scan
+
+# System, code and the source's title → the words for the code, which depend on nothing else.
+WordsOf = Callable[[str, str, str | None], str]
 
 STAGE = "knowledge"
 # Words of the text outside spans of codes: a disease's own title may speak of death.
@@ -86,7 +89,8 @@ CHECKS = (
         "titles of the next visit in spans",
         "codes of a single pair are called by the title of a code that only its next visit has",
         _AGAIN,
-        "SELECT 1 FROM unusual_words JOIN future ON future.pair_no = only_pair "
+        "SELECT DISTINCT unusual_words.item, words FROM unusual_words "
+        "JOIN future ON future.pair_no = only_pair "
         "JOIN titles ON titles.item = future.item "
         f"WHERE length(title) >= {_SHORTEST_TITLE} AND contains(words, title) AND NOT EXISTS ("
         "SELECT 1 FROM titles AS own WHERE own.item = unusual_words.item "
@@ -116,8 +120,9 @@ CHECKS = (
 )
 
 # shown: what each history visit has, by its position. future: what only the next visit has.
-# frames: texts without spans of codes. words: what each code is called; unusual_words: other than
-# by a title that the source gives it, or by itself; only_pair: where it is called so nowhere else.
+# frames: texts without spans of codes. titles: what a code may be called, by the source or by
+# `words_of`. words: what each is called; unusual_words: other than by such a title, or by itself;
+# only_pair: where it is called so nowhere else.
 _TABLES = f"""
     CREATE VIEW shown AS
         SELECT pair_no, CAST(visit_index AS SMALLINT) AS visit_index, item
@@ -132,9 +137,9 @@ _TABLES = f"""
     CREATE TABLE frames (pair_no BIGINT, frame VARCHAR);
     CREATE TABLE words (
         item UBIGINT, words VARCHAR, shown BIGINT, first_pair BIGINT, last_pair BIGINT);
+    CREATE TABLE named AS SELECT DISTINCT {ITEM_KEY} AS item, system, code, title FROM coded;
     CREATE TABLE titles AS
-        SELECT DISTINCT item, {_PLAIN.format("title")} AS title FROM (
-            SELECT {ITEM_KEY} AS item, title FROM coded WHERE title IS NOT NULL);
+        SELECT DISTINCT item, {_PLAIN.format("title")} AS title FROM named WHERE title IS NOT NULL;
     CREATE VIEW unusual_words AS
         SELECT item, words, sum(shown)::BIGINT AS shown,
             if(min(first_pair) = max(last_pair), min(first_pair), NULL) AS only_pair
@@ -142,6 +147,7 @@ _TABLES = f"""
             FROM titles UNION ALL SELECT item, {_PLAIN.format("code")} AS title FROM codes
         ) AS own ON own.item = words.item AND own.title = words.words
         GROUP BY item, words;"""
+_ADD_TITLES = f"INSERT INTO titles SELECT item, {_PLAIN.format('title')} FROM given_titles"
 _ADD_SPANS = f"""
     INSERT INTO spans
     SELECT pair_no, visit_index, {ITEM_KEY}, from_knowledge, kind = 'demographics',
@@ -162,21 +168,27 @@ _BUFFER = 1 << 20
 _BATCH = 2048  # narratives at a time: their spans are many
 
 
-def narrative_findings(narratives: Sequence[Path], cohort: Path) -> list[Finding]:
+def narrative_findings(
+    narratives: Sequence[Path], cohort: Path, *, words_of: WordsOf
+) -> list[Finding]:
     """All that is wrong with a run's narratives; empty if nothing is.
 
     Args:
         narratives: one Parquet file for each reader.
         cohort: the folder of visits.parquet and pairs.parquet.
+        words_of: how the narratives call a code.
     """
-    return findings_of(narrative_checks(narratives, cohort))
+    return findings_of(narrative_checks(narratives, cohort, words_of=words_of))
 
 
-def narrative_checks(narratives: Sequence[Path], cohort: Path) -> list[CheckResult]:
+def narrative_checks(
+    narratives: Sequence[Path], cohort: Path, *, words_of: WordsOf
+) -> list[CheckResult]:
     """As `narrative_findings`, with the checks that passed."""
     with open_cohort(cohort) as connection:
         connection.execute(f"CREATE VIEW narratives AS {scan(list(narratives))}")
         connection.execute(_TABLES)
+        _add_titles(connection, words_of)
         for path in narratives:
             file = pq.ParquetFile(path, buffer_size=_BUFFER)
             leaves = [file.schema.column(n).path for n in range(len(file.schema))]
@@ -184,6 +196,15 @@ def narrative_checks(narratives: Sequence[Path], cohort: Path) -> list[CheckResu
             for batch in file.iter_batches(_BATCH, columns=columns):
                 _add(connection, batch)
         return run_checks(connection, CHECKS, STAGE)
+
+
+def _add_titles(connection: duckdb.DuckDBPyConnection, words_of: WordsOf) -> None:
+    """Enter what each code is called in texts, for every title that the source gives it."""
+    named = connection.table("named").to_arrow_table()
+    facts = (named[name].to_pylist() for name in ("system", "code", "title"))
+    titles = pa.array([words_of(*fact) for fact in zip(*facts, strict=True)], pa.string())
+    connection.register("given_titles", pa.table({"item": named["item"], "title": titles}))
+    connection.execute(_ADD_TITLES)
 
 
 def _add(connection: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> None:

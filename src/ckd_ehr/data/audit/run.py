@@ -17,8 +17,11 @@ from ckd_ehr.data.sources.dataset import has_shifted_times, has_synthetic_times
 READERS = ("teacher", "student")
 
 
-def audit_run(directory: RunDirectory) -> list[CheckResult]:
+def audit_run(directory: RunDirectory, *, words_of: narratives.WordsOf) -> list[CheckResult]:
     """Audit the files of a run, which must be as their stages left them.
+
+    Args:
+        words_of: how narratives call a code.
 
     Raises:
         CkdEhrError: the cohort has not finished, or a file has changed since its stage finished.
@@ -34,18 +37,20 @@ def audit_run(directory: RunDirectory) -> list[CheckResult]:
         phenotypes=config.labels.selected,
         memory_limit=config.engine.memory_limit,
     )
-    results += _narratives(directory, cohort)
+    results += _narratives(directory, cohort, words_of)
     for stage in fitted.STAGES:
         results += _fitted(directory, cohort, stage)
     return accept(results, config.audit.accept)
 
 
-def _narratives(directory: RunDirectory, cohort: Path) -> list[CheckResult]:
+def _narratives(
+    directory: RunDirectory, cohort: Path, words_of: narratives.WordsOf
+) -> list[CheckResult]:
     if not _has_finished(directory, narratives.STAGE):
         return [_waiting(check.check, narratives.STAGE) for check in narratives.CHECKS]
     folder = directory.require_intact(narratives.STAGE)
     files = [folder / f"{reader}.parquet" for reader in READERS]
-    return narratives.narrative_checks(files, cohort)
+    return narratives.narrative_checks(files, cohort, words_of=words_of)
 
 
 def _fitted(directory: RunDirectory, cohort: Path, stage: str) -> list[CheckResult]:

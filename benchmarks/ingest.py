@@ -1,8 +1,8 @@
 """From raw csv.gz tables of MIMIC-III's size to labelled pairs: seconds, memory, growth.
 
-The hospital is the simulated one, padded to MIMIC-III's numbers of rows with further codes and
-drugs drawn by hash. Each size is read by a process of its own, `ckd-ehr run … --until cohort`;
-making the tables is not timed. Hashing the tables, checking the dataset and the audit are.
+The hospital is the simulated one, which has MIMIC-III's numbers of patients, stays and rows. Each
+size is read by a process of its own, `ckd-ehr run … --until cohort`; making the tables is not
+timed. Hashing the tables, checking the dataset and the audit are.
 """
 
 import argparse
@@ -16,22 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-import duckdb
-
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
-from ckd_ehr.data.ccs import icd9_leaves
-from ckd_ehr.data.simulator import simulate
-from ckd_ehr.data.simulator_course import PROCEDURES
+from ckd_ehr.data.simulator.hospital import simulate
 
 PATIENTS = 46_520
-VISITS_PER_PATIENT = 1.32
 SEED = 2026
 SCALES = (1, 2, 4)
-# Added to what the simulated hospital has of each stay, to reach MIMIC-III's numbers of rows.
-MORE_DIAGNOSES, MORE_PROCEDURES, MORE_DRUGS, ORDERS_OF_A_DRUG = 8, 4, 33, 2
-DRUG_NAMES = 4_000
 
 
 @dataclass(frozen=True)
@@ -47,55 +39,8 @@ class Measured:
 
 
 def write_hospital(folder: Path, *, scale: int) -> None:
-    """The simulated hospital with `scale` × MIMIC-III's patients, padded, as csv.gz."""
-    settings = SimulatorConfig(
-        patients=PATIENTS * scale, seed=SEED, visits_per_patient=VISITS_PER_PATIENT
-    )
-    simulate(settings, folder)
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")
-        leaves = sorted(icd9_leaves())[::7]
-        connection.execute(
-            f"CREATE TABLE stays AS SELECT * FROM read_csv('{folder}/ADMISSIONS.csv.gz', "
-            "all_varchar = true) WHERE HADM_ID IS NOT NULL"
-        )
-        for table, choices, more in (
-            ("DIAGNOSES_ICD", leaves, MORE_DIAGNOSES),
-            ("PROCEDURES_ICD", PROCEDURES, MORE_PROCEDURES),
-        ):
-            connection.execute(f"CREATE OR REPLACE TABLE codes AS SELECT {list(choices)} AS known")
-            _pad(
-                connection, folder / f"{table}.csv.gz",
-                f"SELECT SUBJECT_ID, HADM_ID, (100 + i)::VARCHAR AS SEQ_NUM, "
-                f"known[1 + (hash(HADM_ID, i) % {len(choices)})::INTEGER] AS ICD9_CODE "
-                f"FROM stays, range({more}) AS r(i), codes",
-            )  # fmt: skip
-        _pad(
-            connection, folder / "PRESCRIPTIONS.csv.gz",
-            f"""
-            SELECT SUBJECT_ID, HADM_ID, ADMITTIME[:10] || ' 00:00:00' AS STARTDATE,
-                DISCHTIME[:10] || ' 00:00:00' AS ENDDATE, 'MAIN' AS DRUG_TYPE,
-                'Agent ' || chr((65 + n % 26)::INTEGER) || n || ' ' || n % 50 || ' mg Tab' AS DRUG,
-                'Agent ' || n AS DRUG_NAME_POE, 'Agent ' || n AS DRUG_NAME_GENERIC,
-                'AGT' || n AS FORMULARY_DRUG_CD, lpad(n::VARCHAR, 6, '0') AS GSN,
-                lpad((n * 7919)::VARCHAR, 11, '0') AS NDC, n % 50 || 'mg Tab' AS PROD_STRENGTH,
-                '1' AS DOSE_VAL_RX, 'TAB' AS DOSE_UNIT_RX, '1' AS FORM_VAL_DISP,
-                'TAB' AS FORM_UNIT_DISP, 'PO' AS ROUTE
-            FROM (SELECT *, (hash(HADM_ID, i) % {DRUG_NAMES})::INTEGER AS n
-                FROM stays, range({MORE_DRUGS}) AS r(i), range({ORDERS_OF_A_DRUG}) AS o(j))""",
-        )  # fmt: skip
-
-
-def _pad(connection: duckdb.DuckDBPyConnection, path: Path, rows: str) -> None:
-    """Add rows to a table's file, in its columns and in the order of stays."""
-    connection.execute(
-        f"CREATE OR REPLACE TABLE padded AS SELECT * FROM read_csv('{path}', all_varchar = true) "
-        f"UNION ALL BY NAME ({rows})"
-    )
-    connection.execute(
-        f"COPY (SELECT * REPLACE (row_number() OVER ()::VARCHAR AS ROW_ID) FROM padded "
-        f"ORDER BY HADM_ID) TO '{path}' (FORMAT csv, HEADER, COMPRESSION gzip)"
-    )
+    """The simulated hospital with `scale` × MIMIC-III's patients."""
+    simulate(SimulatorConfig(patients=PATIENTS * scale, seed=SEED, replayed_patients=0), folder)
 
 
 def measure(root: Path, out: Path) -> Measured:
@@ -177,7 +122,7 @@ def main() -> None:
             "name": "ingest",
             "commit": commit(),
             "machine": machine_facts(),
-            "data": "simulated hospital in MIMIC-III layout (csv.gz), padded to its row counts",
+            "data": "simulated hospital in MIMIC-III layout (csv.gz), at its numbers of rows",
             "seed": SEED,
             "figures": figures,
         }

@@ -9,9 +9,9 @@ from time import perf_counter
 from ckd_ehr.contracts.config import SimulatorConfig
 from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
-from ckd_ehr.data.simulator import simulate
+from ckd_ehr.data.simulator.hospital import simulate
 
-PATIENTS = 10_000
+PATIENTS = 46_520  # as MIMIC-III
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         print(f"{name:<16} {value:>15,}")
     if out:
         about = {"name": "simulate", "commit": commit(), "machine": machine_facts()}
-        data = f"simulated hospital, {settings.visits_per_patient} visits a patient"
+        data = "simulated hospital with default settings, MIMIC-III layout, truth included"
         write_json(out, {**about, "data": data, "seed": settings.seed, "figures": figures})
 
 

@@ -26,7 +26,7 @@ from ckd_ehr.data.simulator.coding import conditions_before
 from ckd_ehr.data.simulator.course import BURN_IN, People, Stays
 from ckd_ehr.data.simulator.hospital import simulate
 from ckd_ehr.data.simulator.replay import replay
-from ckd_ehr.data.simulator.risks import coded_at_next_stay, coded_if_absent, true_risks
+from ckd_ehr.data.simulator.risks import Nodes, coded_at_next_stay, coded_if_absent, true_risks
 from ckd_ehr.data.simulator.world import World, make_world
 
 GROUPS = 50
@@ -87,9 +87,9 @@ def test_the_true_risk_is_right_for_every_label(world: World, pairs: Ints, risks
     assert np.abs((labels - risks).mean(axis=0) / error).max() < 4 * 2
 
 
-def test_more_gaps_do_not_change_the_true_risk(world: World, pairs: Ints, risks: Floats) -> None:
+def test_more_nodes_do_not_change_the_true_risk(world: World, pairs: Ints, risks: Floats) -> None:
     some = world.stays.take(pairs[:300])
-    finer = true_risks(world.medicine, world.people, some, nodes=500)
+    finer = true_risks(world.medicine, world.people, some, nodes=Nodes(gaps=300, severities=25))
     assert np.abs(finer - risks[:300]).max() < 0.002
 
 
@@ -215,7 +215,9 @@ def tiny_medicine() -> tuple[Catalogue, Ints]:
     onset[chronic] = (-1.0, -1.6, -2.2)
     progression = np.zeros_like(medicine.progression)
     progression[chronic[0], chronic[1]] = 1.5
-    return replace(medicine, onset=onset, progression=progression, exclusive=()), chronic
+    calm = np.zeros_like(onset)
+    medicine = replace(medicine, onset=onset, progression=progression, surge=calm, exclusive=())
+    return medicine, chronic
 
 
 def states_of(medicine: Catalogue, chronic: Ints) -> Bools:
@@ -321,7 +323,9 @@ def risk_of(world: World, row: int, chronic: Ints, weights: Floats) -> Floats:
     drugs = np.broadcast_to(stays.drugs[row], (8, stays.drugs.shape[1]))
     outlook = course.next_outlook(medicine, who, age, states, drugs)
     rate = course.deaths_a_day(medicine, states, age)
-    risks, alive = coded_at_next_stay(medicine, outlook, states, rate, nodes=200)
+    risks, alive = coded_at_next_stay(
+        medicine, outlook, states, rate, nodes=Nodes(gaps=200, severities=3)
+    )
     weighted: Floats = (weights * alive) @ risks[:, chronic] / (weights * alive).sum()
     return weighted
 

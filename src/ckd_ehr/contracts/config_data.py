@@ -70,7 +70,7 @@ class SimulatorConfig(Section):
         400,
         ge=0,
         description="Of how many patients who came back the best risk that the record alone "
-        "allows is estimated (a fifth of a second each).",
+        "allows is estimated (a tenth of a second each).",
     )
 
 

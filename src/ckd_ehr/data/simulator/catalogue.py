@@ -36,7 +36,7 @@ LABELS = len(PHENOTYPES_25)
 EXCLUSIVE = ((49, 50), (98, 99))
 FALSELY_CODED = 0.002  # chance that an absent condition is coded, whatever went before
 TAIL_OF_CODES = 0.1  # share of a condition's codes that are none of its listed ones
-ANYWAY = 0.01  # least chance of a drug or procedure, for reasons that are no condition here
+ANYWAY = 0.004  # least chance of a drug or procedure, for reasons that are no condition here
 B_CODED = 0.9  # hospital b's coders find nine in ten of what hospital a's find,
 B_COPIES = 2.0  # and copy old diagnoses twice as often.
 
@@ -53,6 +53,7 @@ class Condition:
     persistence: float
     per_decade: float
     male: float
+    surge: float
     lethality: float
     coded: float
     history: float
@@ -105,6 +106,7 @@ class Catalogue:
     fades: Floats  # (conditions,) share of the persistence that fades with time
     per_decade: Floats
     male: Floats
+    surge: Floats  # (conditions,) log-odds in a stay that is one deviation worse than usual
     lethality: Floats
     of_system: Floats  # (systems, conditions) 0 or 1
     progression: Floats  # (conditions before, conditions after) log-odds
@@ -143,7 +145,7 @@ def hospital(name: HospitalName = "a", *, detail: float = 1.0) -> Catalogue:
     conditions = read_conditions()
     columns = {
         field: np.array([getattr(condition, field) for condition in conditions], dtype=float)
-        for field in ("persistence", "per_decade", "male", "lethality", "coded", "history")
+        for field in ("persistence", "per_decade", "male", "surge", "lethality", "coded", "history")
     }
     onset = _onsets(conditions)
     coded, copied = columns["coded"], columns["history"]
@@ -162,6 +164,7 @@ def hospital(name: HospitalName = "a", *, detail: float = 1.0) -> Catalogue:
         fades=np.array([FADING_SHARE * (c.course == "acute") for c in conditions]),
         per_decade=columns["per_decade"],
         male=columns["male"],
+        surge=columns["surge"],
         lethality=columns["lethality"],
         of_system=np.array([[c.system == s for c in conditions] for s in SYSTEMS], dtype=float),
         progression=_progression(conditions),

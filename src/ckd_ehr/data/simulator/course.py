@@ -1,10 +1,11 @@
 """The course of disease in the simulated hospital: medicine in, patients and their stays out.
 
 At each stay a patient is in some of the conditions. From one stay to the next they persist, lead
-to others, are helped away by the few drugs that truly work, and depend on age, sex and a hidden
-frailty of each organ system; the sick come back more often and sooner, and die more often, in
-hospital and outside. The equations are in docs/simulator.md under the names used here. Ignores:
-laboratory values, notes, wards, seasons, and how a stay is written down.
+to others, are helped away by the few drugs that truly work, and depend on age, sex, a hidden
+frailty of each organ system and the hidden severity of the stay, in which acute ones come together.
+The sick come back more often and sooner, and die more often, in hospital and outside. The equations
+are in docs/simulator.md under the names used here. Ignores: laboratory values, notes, wards,
+seasons, and how a stay is written down.
 """
 
 from dataclasses import dataclass, fields
@@ -23,7 +24,7 @@ RETURN_BURDEN = 0.03  # log-odds of coming back per condition beyond the usual n
 GAP_LOCATION, GAP_BURDEN, GAP_SCALE = 5.1, -0.03, 1.3  # log-normal days between stays
 FADE_DAYS = 90.0
 STAY_LOCATION, STAY_BURDEN, STAY_SCALE = 1.85, 0.04, 0.85  # log-normal days of a stay
-DEATH, DEATH_PER_DECADE = -4.55, 0.25  # log-odds of dying in hospital
+DEATH, DEATH_PER_DECADE = -4.8, 0.25  # log-odds of dying in hospital
 DEATHS_A_DAY, FRAIL_DEATHS = -9.5, 0.5  # log of the rate outside, and what lethality adds to it
 FOLLOWED_DAYS = 1_500  # after the last stay; later deaths are not seen
 ELECTIVE, ELECTIVE_BURDEN = -1.35, -0.06
@@ -138,7 +139,7 @@ def live(rng: np.random.Generator, medicine: Catalogue, people: People) -> Stays
         outlook = next_outlook(
             medicine, people.take(stays.patient), stays.age_years, stays.conditions, stays.drugs
         )
-        state = draw_state(rng, medicine, outlook.log_odds(stays.gap_days))
+        state = draw_state(rng, medicine, surged(rng, medicine, outlook.log_odds(stays.gap_days)))
         here = stays.patient
         admit = stays.discharge_seconds + (stays.gap_days * DAY).astype(np.int64)
         age_years = stays.age_years + (stays.stay_days + stays.gap_days) / 365.25
@@ -158,7 +159,7 @@ def unseen_log_odds(
 ) -> Floats:
     """Log-odds of the conditions after a round of life unseen, (patients, conditions)."""
     outlook = next_outlook(medicine, people, people.age_years, state, drugs=None)
-    return outlook.log_odds(draw_gap_days(rng, state))
+    return surged(rng, medicine, outlook.log_odds(draw_gap_days(rng, state)))
 
 
 def next_outlook(
@@ -177,6 +178,12 @@ def next_outlook(
         helps = medicine.effects.any(axis=1)
         steady += present * (drugs[..., helps].astype(present.dtype) @ medicine.effects[helps])
     return Outlook(steady, own * medicine.fades)
+
+
+def surged(rng: np.random.Generator, medicine: Catalogue, log_odds: Floats) -> Floats:
+    """The log-odds in a stay of some severity: acute conditions come together."""
+    severity = rng.standard_normal(log_odds.shape[:-1], dtype=log_odds.dtype)
+    return log_odds + severity[..., None] * medicine.surge
 
 
 def draw_state(rng: np.random.Generator, medicine: Catalogue, log_odds: Floats) -> Bools:

@@ -9,12 +9,15 @@ procedures suggest; the weights correct for what the suggestion leaves out (Douc
 written, which tells nothing, and the hiding of ages over 89.
 """
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 from scipy.special import expit, log_expit, logsumexp
+from threadpoolctl import threadpool_limits
 
 from ckd_ehr.data.simulator.catalogue import (
     FALSELY_CODED,
@@ -40,15 +43,16 @@ from ckd_ehr.data.simulator.course import (
     next_outlook,
     return_log_odds,
     stay_location,
+    surged,
     unseen_log_odds,
 )
-from ckd_ehr.data.simulator.risks import coded_at_next_stay, coded_if_absent
+from ckd_ehr.data.simulator.risks import Nodes, coded_at_next_stay, coded_if_absent
 from ckd_ehr.data.simulator.world import World
 
 PARTICLES = 512
 PILOTS = 2_048  # unseen lives to choose from
-TOGETHER = 24  # patients at a time
-NODES = 8  # gaps that stand for all, per particle
+TOGETHER = 16  # patients at a time
+NODES = Nodes(gaps=4, severities=5)  # gaps that stand for all, per particle
 HINTS = (0.0, 0.3, 0.8)  # how far a first stay sways the unseen rounds before it
 SUGGESTIONS = 1  # rounds in which conditions make others' drugs more or less telling
 LEAST_SHARE = 0.5  # of particles that still count, before they are drawn anew
@@ -87,17 +91,29 @@ def replay(
     first = np.searchsorted(stays.patient, patients)
     count = np.searchsorted(stays.patient, patients, side="right") - first
     order = np.argsort(-count, kind="stable")  # the longest records first
-    found = [Replayed(np.zeros(0, dtype=np.int64), np.zeros((0, LABELS)), np.zeros(0))]
-    for start in range(0, len(order), TOGETHER):
-        say(f"replaying the records of {len(order):,} patients: {start:,} done")
-        some = order[start : start + TOGETHER]
+    batches = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+
+    def follow(batch: Ints, rng: np.random.Generator) -> list[Replayed]:
         cloud = Cloud(
-            wants=draw_return_log_odds(rng, visits_per_patient, len(some), particles),
-            frailty=_short(draw_frailty(rng, len(some), particles)),
-            state=np.zeros((len(some), particles, len(world.medicine.onset)), dtype=bool),
-            log_weights=np.zeros((len(some), particles)),
+            wants=draw_return_log_odds(rng, visits_per_patient, len(batch), particles),
+            frailty=_short(draw_frailty(rng, len(batch), particles)),
+            state=np.zeros((len(batch), particles, len(world.medicine.onset)), dtype=bool),
+            log_weights=np.zeros((len(batch), particles)),
         )
-        found += _through(rng, world, cloud, first=first[some], count=count[some])
+        return list(_through(rng, world, cloud, first=first[batch], count=count[batch]))
+
+    found = [Replayed(np.zeros(0, dtype=np.int64), np.zeros((0, LABELS)), np.zeros(0))]
+    # NumPy lets go of the interpreter: a thread a core. Each batch has draws of its own, so that
+    # the result does not depend on who comes first.
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            for number, parts in enumerate(threads.map(follow, batches, rng.spawn(len(batches)))):
+                done = min((number + 1) * TOGETHER, len(order))
+                say(f"records replayed of {done:,} of {len(order):,} patients")
+                found += parts
+    finally:
+        threads.shutdown(cancel_futures=True)
     return Replayed(
         rows=np.concatenate([part.rows for part in found]),
         risks=np.concatenate([part.risks for part in found]),
@@ -188,7 +204,8 @@ def _explain(
     else:
         past = cloud.state
         outlook = next_outlook(medicine, people, stay.before.age_years, past, stay.before.drugs)
-        log_odds = outlook.log_odds(np.broadcast_to(stay.gap_days, log_weights.shape))
+        gap_days = np.broadcast_to(stay.gap_days, log_weights.shape)
+        log_odds = surged(rng, medicine, outlook.log_odds(gap_days))
         log_weights += _return_log_likelihood(medicine, people, past, stay)
     state, log_ratio = _propose(rng, medicine, log_odds, past, stay)
     log_weights += log_ratio

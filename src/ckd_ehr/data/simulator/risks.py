@@ -6,7 +6,10 @@ can do better; from the record alone not even the true model can (replay.py). Ig
 records say.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
 from scipy.special import expit
 from scipy.stats import norm
 
@@ -21,11 +24,22 @@ from ckd_ehr.data.simulator.course import (
     next_outlook,
 )
 
-NODES = 24
+
+@dataclass(frozen=True)
+class Nodes:
+    """How many gaps, equally likely, and how many severities (Gauss–Hermite) stand for all."""
+
+    gaps: int = 16
+    severities: int = 7
+
+
+NODES = Nodes()
 ROWS = 4_096
 
 
-def true_risks(medicine: Catalogue, people: People, stays: Stays, *, nodes: int = NODES) -> Floats:
+def true_risks(
+    medicine: Catalogue, people: People, stays: Stays, *, nodes: Nodes = NODES
+) -> Floats:
     """The true probability of each label at the stay after each of these, (stays, labels).
 
     Also of stays after which nobody came back: the risk had they.
@@ -48,16 +62,16 @@ def coded_at_next_stay(
     state: Bools,
     death_rate: Floats,
     *,
-    nodes: int = NODES,
+    nodes: Nodes = NODES,
 ) -> tuple[Floats, Floats]:
-    """Average over the unknown gap of who comes back before they die.
+    """Average over the unknown gap, of who comes back before they die, and the next severity.
 
     Args:
         medicine: of the hospital.
         outlook: of the conditions at the next stay.
         state: the conditions at discharge, (…, conditions).
         death_rate: of dying outside, per day, (…).
-        nodes: how many equally likely gaps stand for all.
+        nodes: how many gaps and severities stand for all.
 
     Returns:
         The probability of each label, (…, labels), and of living until the gap is over, (…).
@@ -66,13 +80,18 @@ def coded_at_next_stay(
     short = Outlook(outlook.steady[..., labels], outlook.fading[..., labels])
     total = np.zeros(short.steady.shape)
     alive = np.zeros(death_rate.shape)
-    for quantile in (np.arange(nodes) + 0.5) / nodes:
+    severities, shares = hermegauss(nodes.severities)
+    for quantile in (np.arange(nodes.gaps) + 0.5) / nodes.gaps:
         gap_days = 1 + np.exp(gap_location(state) + GAP_SCALE * norm.ppf(quantile))
         survival = np.exp(-death_rate * gap_days)
-        present = without_exclusive(medicine, expit(short.log_odds(gap_days)))
+        log_odds = short.log_odds(gap_days)
+        present = np.zeros_like(log_odds)
+        for severity, share in zip(severities, shares / shares.sum(), strict=True):
+            shifted = log_odds + severity.astype(log_odds.dtype) * medicine.surge[labels]
+            present += share.astype(log_odds.dtype) * without_exclusive(medicine, expit(shifted))
         total += survival[..., None] * present
         alive += survival
-    return coded(medicine, total / alive[..., None], state), alive / nodes
+    return coded(medicine, total / alive[..., None], state), alive / nodes.gaps
 
 
 def without_exclusive(medicine: Catalogue, probabilities: Floats) -> Floats:

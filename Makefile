@@ -52,7 +52,7 @@ bench: $(TESTS)  ## run every benchmark, results into benchmarks/results/
 	  name=$$(basename $$script .py); echo "== $$name"; \
 	  $(BIN)/python $$script --json benchmarks/results/$$name.json || exit 1; done
 
-results: setup  ## docs/results.md from benchmarks/results/
+results: setup  ## docs/results.md, and what docs/simulator.md measured, from benchmarks/results/
 	@$(BIN)/python docs/generate.py --results
 
 docs: setup  ## what is generated in docs/ and README.md

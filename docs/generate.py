@@ -2,8 +2,8 @@
 
 In: the settings, the stage table, the commands, the modules' first lines, benchmark files. Out:
 docs/config.md, docs/cli.md, docs/visits.schema.json, the marked parts of README.md and
-docs/architecture.md, and with `--results` docs/results.md. `tests/test_docs.py` fails while
-anything is out of date. Ignores: prose.
+docs/architecture.md, and with `--results` docs/results.md and the measured parts of
+docs/simulator.md. `tests/test_docs.py` fails while anything is out of date. Ignores: prose.
 """
 
 import argparse
@@ -19,11 +19,13 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from calibration_figure import FIGURE, calibration_figure
 from ckd_ehr.cli import commands
 from ckd_ehr.contracts.config import RunConfig, Section
 from ckd_ehr.contracts.inputs import PatientInput
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.pipeline import STAGES
+from simulator_page import calibration_part, ceiling_part
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
@@ -226,6 +228,20 @@ def schema() -> str:
     return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
 
 
+def results(folder: Path) -> dict[Path, str]:
+    """Every file that is made of what benchmarks wrote, with the text it should have."""
+    texts = {ROOT / "docs/results.md": results_page(folder)}
+    measured = {name: folder / f"{name}.json" for name in ("calibration", "ceiling")}
+    if all(path.exists() for path in measured.values()):
+        calibration, ceiling = (json.loads(path.read_text("utf-8")) for path in measured.values())
+        texts[ROOT / "docs/simulator.md"] = with_part(
+            ROOT / "docs/simulator.md",
+            "calibration", calibration_part(calibration), "ceiling", ceiling_part(ceiling),
+        )  # fmt: skip
+        texts[ROOT / "docs" / FIGURE] = calibration_figure(calibration)
+    return texts
+
+
 def results_page(folder: Path) -> str:
     """docs/results.md from the files that benchmarks wrote."""
     lines = [
@@ -254,15 +270,14 @@ def _figure(value: float) -> str:
 
 
 def main() -> None:
-    """Write what is generated; `--results` writes docs/results.md instead."""
+    """Write what is generated; `--results` writes what benchmarks measured instead."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--results", action="store_true", help="write docs/results.md instead")
-    if parser.parse_args().results:
-        texts = {ROOT / "docs/results.md": results_page(ROOT / "benchmarks/results")}
-    else:
-        texts = generated()
+    parser.add_argument("--results", action="store_true", help="write what benchmarks measured")
+    measured = parser.parse_args().results
+    texts = results(ROOT / "benchmarks/results") if measured else generated()
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
 

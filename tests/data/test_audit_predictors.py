@@ -20,7 +20,7 @@ Plant = Callable[[dict[str, object], bool], object]
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulated_cohort(tmp_path_factory.mktemp("simulated"), patients=300)[1]
+    return simulated_cohort(tmp_path_factory.mktemp("simulated"), patients=700)[1]
 
 
 def findings_after(cohort: Path, folder: Path, plant: Plant) -> list[Finding]:
@@ -49,7 +49,7 @@ def test_an_honest_hospital_passes_with_diseases_that_stay(cohort: Path, tmp_pat
 def test_a_drug_that_tells_a_label_is_found(cohort: Path, tmp_path: Path) -> None:
     plant: Plant = lambda visit, label: add_drug(visit, "telltale") if label else None  # noqa: E731
     [finding] = findings_after(cohort, tmp_path, plant)
-    assert finding.rows == 1
+    assert finding.rows in (1, 2)  # at the last visit, perhaps at any visit too
     assert "medication NAME telltale at the last visit → Congestive heart failure" in (
         finding.problem
     )

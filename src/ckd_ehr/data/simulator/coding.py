@@ -27,7 +27,8 @@ from ckd_ehr.data.simulator.risks import coded_if_absent
 
 USUAL_CODE = 0.7  # chance that a condition keeps the patient's usual code
 SECOND_CODE = 0.25  # chance that a coded condition gets a second code
-ACUTE_FIRST = 0.5  # how far up acute conditions stand in a bill, where 1 is all the way
+ACUTE_FIRST = 0.25  # how far up acute conditions stand in a bill, where 1 is all the way
+USUAL_PLACE = 0.7  # how much a condition's place in a bill is the patient's usual one
 # For stays in which nothing else was coded: malaise and fatigue (CCS 252, no condition here).
 NOTHING_CODED: dict[Coding, str] = {"icd9": "78079", "icd10": "R5383"}
 
@@ -68,7 +69,8 @@ def write_bills(
     starts = np.cumsum([0, *(len(choice.codes) for choice in choices)])
     stay, condition = np.nonzero(coded)
     _, person = np.unique(patient, return_inverse=True)
-    usual = rng.random((int(person.max(initial=-1)) + 1, len(choices)))[person[stay], condition]
+    whose = (2, int(person.max(initial=-1)) + 1, len(choices))
+    usual, usual_place = rng.random(whose)[:, person[stay], condition]
     first = np.where(rng.random(len(stay)) < USUAL_CODE, usual, rng.random(len(stay)))
     first_code = _chosen(choices, starts, condition, first)
     again = np.flatnonzero(rng.random(len(stay)) < SECOND_CODE)
@@ -77,6 +79,7 @@ def write_bills(
     empty = np.flatnonzero(~coded.any(axis=1))
     acute = np.array([condition.course == "acute" for condition in read_conditions()])[condition]
     rank = rng.random(len(stay) + len(again) + len(empty))
+    rank[: len(stay)] = (1 - USUAL_PLACE) * rank[: len(stay)] + USUAL_PLACE * usual_place
     rank[: len(stay)] -= ACUTE_FIRST * acute
     codes = np.concatenate([*(choice.codes for choice in choices), [NOTHING_CODED[coding]]])
     nothing = np.full(len(empty), len(codes) - 1)

@@ -91,7 +91,7 @@ class Outlook:
 def draw_people(rng: np.random.Generator, *, patients: int, visits_per_patient: float) -> People:
     """Patients before their first admission."""
     return People(
-        age_years=np.clip(rng.normal(64, 16, size=patients), 18, 97),
+        age_years=np.clip(rng.normal(65, 17, size=patients), 18, 97),
         male=rng.random(patients) < 0.56,
         frailty=draw_frailty(rng, patients),
         return_log_odds=draw_return_log_odds(rng, visits_per_patient, patients),

@@ -50,7 +50,8 @@ STRUCTURAL = (
     "coding; nobody changes the hospital.",
     "A condition's place in a simulated bill is partly the patient's usual one, partly chance, "
     "acute ones a little further up; a real bill puts what the stay was for first and often the "
-    "same as last time. The three diagnoses that UCI would see therefore persist otherwise than UCI's.",
+    "same as last time. The three diagnoses that UCI would see therefore persist otherwise than "
+    "UCI's.",
     "Within a stay one hidden severity brings acute conditions together, and nothing else does. "
     "Conditions are coded one by one: what the code book ties (hypertensive kidney disease with "
     "kidney disease) or keeps apart (hypertension with heart failure) is not tied or kept apart "
@@ -80,8 +81,9 @@ def calibration_part(result: Result) -> str:
         [
             f"The hospital with its default settings and {result['figures']['patients']:,} "
             "patients, read by the pipeline as the real ones are. Onsets were fitted to the "
-            "published prevalences and the spread of stays was set by the published numbers; after "
-            "an earlier look at this report a few persistences and progressions were moved by hand.",
+            "published prevalences, and the spread of stays was set by the published numbers. After "
+            "an earlier look at this report, a few persistences and progressions were moved by "
+            "hand.",
             *_about(result),
             "",
             *_sources(),

@@ -81,7 +81,7 @@ def calibration_part(result: Result) -> str:
         [
             f"The hospital with its default settings and {result['figures']['patients']:,} "
             "patients, read by the pipeline as the real ones are. Onsets were fitted to the "
-            "published prevalences, and the spread of stays was set by the published numbers. After "
+            "published prevalences, the spread of stays was set by the published numbers. After "
             "an earlier look at this report, a few persistences and progressions were moved by "
             "hand.",
             *_about(result),

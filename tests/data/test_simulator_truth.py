@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
+from hospital import Stage
 from scipy.special import expit, log_expit
 from scipy.stats import binomtest
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -21,13 +22,22 @@ from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.contracts.records import label_names
 from ckd_ehr.contracts.truth import RISKS_SCHEMA
 from ckd_ehr.data.simulator import course
-from ckd_ehr.data.simulator.catalogue import LABELS, Bools, Catalogue, Floats, Ints, hospital
+from ckd_ehr.data.simulator.catalogue import (
+    LABELS,
+    Bools,
+    Catalogue,
+    Coding,
+    Floats,
+    Ints,
+    hospital,
+)
 from ckd_ehr.data.simulator.coding import conditions_before
 from ckd_ehr.data.simulator.course import BURN_IN, People, Stays
 from ckd_ehr.data.simulator.hospital import simulate
 from ckd_ehr.data.simulator.replay import replay
 from ckd_ehr.data.simulator.risks import Nodes, coded_at_next_stay, coded_if_absent, true_risks
 from ckd_ehr.data.simulator.world import World, make_world
+from small_hospital import FREQUENT
 
 GROUPS = 50
 
@@ -356,6 +366,30 @@ def test_the_truth_is_written_beside_the_records(tmp_path: Path) -> None:
     assert {row["drug"] for row in helping} >= {"Levofloxacin", "Furosemide"}
     assert len(helping) < 0.1 * len(effects)
     assert all(float(row["log_odds"]) <= 0 for row in effects)
+
+
+@pytest.mark.parametrize("coding", ["icd9", "icd10"])
+def test_the_cohort_s_labels_are_those_whose_risks_are_known(
+    make_events: Stage, make_cohort: Stage, coding: Coding
+) -> None:
+    settings = SimulatorConfig(patients=200, coding=coding, **FREQUENT)
+    events = make_events(None, source="simulated", simulator=settings.model_dump())
+    pairs = pq.read_table(make_cohort(events) / "pairs.parquet")
+    world = make_world(settings, np.random.SeedSequence(settings.seed).spawn(3)[0])
+    stay_of = {str(hadm_id): row for row, hadm_id in enumerate(world.hadm_ids)}
+    truth = read_table(events / "truth" / "risks.parquet", RISKS_SCHEMA)
+    known = set(truth["visit_id"].to_pylist())
+    labelled = 0
+    for pair in pairs.to_pylist():
+        last = stay_of[pair["history"][-1]]
+        assert pair["history"][-1] in known
+        assert world.subject_ids[world.stays.patient[last]] == pair["subject_id"]
+        if pair["labels"] is not None:
+            labelled += 1
+            assert stay_of[pair["next_visit_id"]] == last + 1
+            assert pair["labels"] == world.coded[last + 1, :LABELS].tolist()
+    assert labelled == world.stays.returned.sum() > 200
+    assert len(known) == np.sum(~world.stays.died)
 
 
 def test_a_truly_effective_drug_clears_its_disease_and_a_useless_one_does_not() -> None:

@@ -34,6 +34,7 @@ from ckd_ehr.metrics.compare import figure_of
 
 PATIENTS = 46_520
 REPLAYED = 600
+REPLAYED_TWICE = 100  # to see how much depends on the draws
 DRAWS = 200
 TEST, TUNING = 5, 10  # one patient in so many
 PENALTIES = (0.003, 0.01, 0.03)
@@ -183,6 +184,27 @@ def best_from_record(
     return risks, replayed, float(np.median(known.effective_particles[found[replayed]]))
 
 
+def replay_error(
+    world: World, settings: SimulatorConfig, pairs: Pairs, seed: np.random.SeedSequence
+) -> float:
+    """How far a replayed risk is from what endless draws would give, root mean square.
+
+    Two replays of the same test patients differ by √2 of it.
+    """
+    *_, test = pairs.split()
+    patients = np.unique(pairs.patients[test])[:REPLAYED_TWICE]
+    once, again = (
+        replay(
+            np.random.default_rng(part),
+            world,
+            patients=patients,
+            visits_per_patient=settings.visits_per_patient,
+        ).risks
+        for part in seed.spawn(2)
+    )
+    return float(np.sqrt(np.mean((once - again) ** 2) / 2))
+
+
 def compare(
     risks: Mapping[str, Floats],
     pairs: Pairs,
@@ -265,6 +287,7 @@ def main() -> None:
         "replayed_pairs": int(replayed.sum()),
         "replayed_patients": len(np.unique(pairs.patients[replayed])),
         "median_effective_particles": round(particles),
+        "replay_error": round(replay_error(world, settings, pairs, sample), 4),
         "test_prevalence": round(float(pairs.later[test].mean()), 4),
         "test_new_onset_rate": round(float(pairs.later[test][~pairs.before[test]].mean()), 4),
     }

@@ -248,6 +248,13 @@ def test_where_one_stands_is_refused_because_it_cannot_be_replaced(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CkdEhrError, match="file/hospital: no folder can be made there"):
+        simulate(SMALL, tmp_path / "file" / "hospital")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "hospital").symlink_to(tmp_path / "disk")

@@ -4,6 +4,7 @@ In: where one is wanted. Out: a place to fill, put there when it is full. Ignore
 a run's stages have their own way (runs.py).
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, renamed to it when the block succeeds, else deleted.
 
     Raises:
-        CkdEhrError: `folder` holds anything, or cannot be replaced as a whole.
+        CkdEhrError: `folder` holds anything, cannot be replaced as a whole, or cannot be made.
     """
     target = folder.resolve()
     if target.is_dir() and any(target.iterdir()):
@@ -30,7 +31,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         )
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise CkdEhrError(
+            f"{folder}: no folder can be made there ({error.strerror}); "
+            "take a place you may write to"
+        ) from None
     try:
         yield partial
         if target.is_dir():

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
 from ckd_ehr.contracts.records import label_names
 from ckd_ehr.data.flow import labelled_of
-from ckd_ehr.learning.baselines import index_histories, visit_phenotypes
+from ckd_ehr.data.histories import index_histories, visit_phenotypes
 
 FEWEST = 5  # patients of a real hospital in a cell that is shown
 FEW = 1_000  # trials; fewer get an interval

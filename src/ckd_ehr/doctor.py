@@ -23,7 +23,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from ckd_ehr.contracts.config import RunConfig
-from ckd_ehr.learning.weights import cache_folder, download_bytes, is_cached
+from ckd_ehr.contracts.wheels import cache_folder
+from ckd_ehr.learning.weights import download_bytes, is_cached
 
 Status = Literal["ok", "note", "missing"]
 

@@ -1,69 +1,12 @@
 """Baselines count what they say they count, and use nothing but the history."""
 
-import datetime
-
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from ckd_ehr.contracts.phenotype import Phenotype
-from ckd_ehr.contracts.records import PAIRS, VISITS, pair_id_of
 from ckd_ehr.learning import baselines
 from ckd_ehr.learning.scoring import label_ranking
-
-
-def visits_table(rows: list[tuple[str, int, list[str], list[str]]]) -> pa.Table:
-    """Visits from (visit_id, subject_id, ICD-9 diagnoses, drugs), a year apart."""
-    start = datetime.datetime(2100, 1, 1)
-    days = [start + datetime.timedelta(days=365 * number) for number in range(len(rows))]
-    code = {"system": "ICD9CM", "title": None}
-    drug = {"system": "NAME", "title": None}
-    records = [
-        {
-            "visit_id": visit_id,
-            "subject_id": subject_id,
-            "admit_time": day,
-            "discharge_time": day + datetime.timedelta(days=2),
-            "age_years": 50.0 + number,
-            "sex": "F" if subject_id % 2 else None,
-            "ethnicity": None,
-            "admission_type": None,
-            "died": False,
-            "diagnoses": [{**code, "code": diagnosis} for diagnosis in diagnoses],
-            "medications": [{**drug, "code": name} for name in drugs],
-            "procedures": [],
-        }
-        for number, (day, (visit_id, subject_id, diagnoses, drugs)) in enumerate(
-            zip(days, rows, strict=True)
-        )
-    ]
-    return pa.Table.from_pylist(records, schema=VISITS)
-
-
-def pairs_table(histories: list[list[str]], *, split: str = "train") -> pa.Table:
-    records = [
-        {
-            "pair_id": pair_id_of(number, history[-1]),
-            "subject_id": number,
-            "history": history,
-            "prediction_time": datetime.datetime(2101, 1, 1),
-            "next_visit_id": "n",
-            "gap_days": 3.0,
-            "labels": [True],
-            "split": split,
-            "fold": 0,
-        }
-        for number, history in enumerate(histories)
-    ]
-    return pa.Table.from_pylist(records, schema=PAIRS)
-
-
-VISIT_ROWS = [
-    ("a", 1, ["042", "4280"], ["aspirin"]),
-    ("b", 1, ["4280"], []),
-    ("c", 2, ["42"], ["aspirin", "aspirin"]),
-]
+from small_tables import VISIT_ROWS, pairs_table, visits_table
 
 
 def test_carry_forward_counts_transitions() -> None:
@@ -80,38 +23,6 @@ def test_carry_forward_gives_a_label_nobody_had_a_small_probability() -> None:
     nobody = np.zeros((9, 1), dtype=bool)
     probabilities = baselines.carry_forward(nobody, nobody, np.array([[True], [False]]))
     np.testing.assert_allclose(probabilities.ravel(), [0.05, 0.005])
-
-
-def test_histories_join_by_visit_id_not_position() -> None:
-    visits = visits_table(VISIT_ROWS)
-    index = baselines.index_histories(visits, pairs_table([["c"], ["a", "b"]]))
-    np.testing.assert_array_equal(index.every.toarray(), [[0, 0, 1], [1, 1, 0]])
-    np.testing.assert_array_equal(index.last.toarray(), [[0, 0, 1], [0, 1, 0]])
-    facts = np.array([[True, False], [False, True], [False, False]])
-    np.testing.assert_array_equal(index.ever(facts), [[False, False], [True, True]])
-    np.testing.assert_array_equal(index.at_last(facts), [[False, False], [False, True]])
-
-
-def test_visit_codes_keep_kind_system_and_leading_zeros_apart() -> None:
-    matrix, names = baselines.visit_codes(visits_table(VISIT_ROWS))
-    present = {
-        "//".join(name): matrix.toarray()[:, column].tolist() for column, name in enumerate(names)
-    }
-    assert present == {
-        "diagnoses//ICD9CM//042": [1, 0, 0],
-        "diagnoses//ICD9CM//4280": [1, 1, 0],
-        "diagnoses//ICD9CM//42": [0, 0, 1],
-        "medications//NAME//aspirin": [1, 0, 1],
-    }
-
-
-def test_visits_have_the_phenotypes_of_their_diagnoses() -> None:
-    phenotypes = [
-        Phenotype(name="Heart failure", ccs=(108,)),
-        Phenotype(name="By list", icd9cm=("042",)),
-    ]
-    present = baselines.visit_phenotypes(visits_table(VISIT_ROWS), phenotypes)
-    np.testing.assert_array_equal(present, [[True, True], [True, False], [False, False]])
 
 
 def test_features_hold_supported_codes_ever_and_last() -> None:

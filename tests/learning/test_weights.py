@@ -10,6 +10,7 @@ import pytest
 
 from ckd_ehr.contracts.config import EMBEDDED_STUDENT, EMBEDDED_TEACHER
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.wheels import parse_wheel_path
 from ckd_ehr.learning import weights
 from tiny import tiny_bert
 
@@ -47,7 +48,7 @@ def _wheel(index: Path, model: Path) -> str:
 
 def test_the_embedded_models_are_pinned() -> None:
     for name in (EMBEDDED_TEACHER, EMBEDDED_STUDENT):
-        wheel = weights.parse_wheel_path(name)
+        wheel = parse_wheel_path(name)
         assert wheel is not None
         assert len(wheel.sha256) == 64
 

@@ -37,13 +37,8 @@ from ckd_ehr.contracts.records import (
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.findings import refuse
 from ckd_ehr.data.audit.fitted import fitted_findings
-from ckd_ehr.learning.baselines import (
-    carry_forward,
-    code_features,
-    index_histories,
-    logistic_regression,
-    visit_phenotypes,
-)
+from ckd_ehr.data.histories import index_histories, visit_phenotypes
+from ckd_ehr.learning.baselines import carry_forward, code_features, logistic_regression
 from ckd_ehr.learning.scoring import (
     DEFAULT_THRESHOLD,
     Bools,

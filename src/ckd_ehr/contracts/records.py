@@ -209,6 +209,31 @@ NARRATIVES = pa.schema(
     ]
 )
 
+# Whether patients with a disease and a treatment at one visit are likelier rid of the disease at
+# the next, counted on labelled train pairs. fold is the fold left out; -1: none. Log odds ratios.
+EFFICACY = pa.schema(
+    [
+        pa.field("fold", pa.int8(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("treated", pa.int32(), nullable=False),
+        pa.field("treated_resolved", pa.int32(), nullable=False),
+        pa.field("untreated", pa.int32(), nullable=False),
+        pa.field("untreated_resolved", pa.int32(), nullable=False),
+        pa.field("separated", pa.bool_(), nullable=False),
+        # Adjusted, and its test over all rows of a fold.
+        pa.field("log_odds", pa.float64(), nullable=False),
+        pa.field("standard_error", pa.float64(), nullable=False),
+        pa.field("q_value", pa.float64(), nullable=False),
+        # Shrunk in the light of all rows of a fold, with the bounds of the central 95 %.
+        pa.field("shrunk_log_odds", pa.float64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=False),
+        pa.field("high", pa.float64(), nullable=False),
+    ]
+)
+
 # fold is the teacher fold that labelled the pair; -1 is the mean over all folds.
 SOFT_LABELS = pa.schema(
     [

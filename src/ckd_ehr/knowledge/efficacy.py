@@ -1,0 +1,250 @@
+"""Which treatments go with a disease's resolution: counted on train patients, folds apart.
+
+In: visits and pairs, the labels' definitions. Out: the `efficacy` table, once for every fold left
+out (what a train pair of that fold may be told) and once for all train pairs (fold -1, what other
+pairs may be told). Among train pairs with a disease at the last visit of their history: how much
+likelier is it gone at the next with a treatment than without, given age, numbers of diagnoses and
+of other drugs, length of stay and the other diseases? An association, not an effect. Ignores:
+tuning and held-out patients, doses, and the order within a stay.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ckd_ehr.contracts.config import EfficacyConfig
+from ckd_ehr.contracts.fitted import FittedOn, fitted_on
+from ckd_ehr.contracts.phenotype import Phenotype
+from ckd_ehr.contracts.records import EFFICACY, Kind
+from ckd_ehr.data.histories import (
+    CODED,
+    Bools,
+    CodeKey,
+    HistoryIndex,
+    index_histories,
+    visit_codes,
+    visit_phenotypes,
+)
+from ckd_ehr.knowledge.effects import (
+    Effects,
+    Floats,
+    fit_effects,
+    prognostic_score,
+    q_values,
+    shrink,
+    standardised,
+)
+
+ALL_TRAIN = -1
+KIND_OF: Mapping[str, Kind] = {"medications": "medication", "procedures": "procedure"}
+# A disease that has turned into its graver form is not gone: CCS category → of the graver form.
+GRAVER = {49: 50, 98: 99}
+
+
+@dataclass(frozen=True)
+class Treated:
+    """Labelled train pairs: what was true at the last visit, and what at the next."""
+
+    present: Bools  # (pairs, labels) at the last visit
+    resolved: Bools  # (pairs, labels) not there at the next
+    treatments: Bools  # (pairs, treatments) at the last visit
+    keys: Sequence[CodeKey]  # of the treatments
+    severity: Floats  # (pairs, 3) age, number of diagnoses, length of stay
+    drug_counts: Floats  # (pairs,)
+    subject_ids: NDArray[np.int64]
+    folds: NDArray[np.int8]
+    pair_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Efficacy:
+    """The table, why combinations are not in it, and which pairs it was counted on."""
+
+    table: pa.Table
+    left_out: Mapping[str, int]
+    fitted: Sequence[FittedOn]
+
+
+def count_efficacy(
+    visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], settings: EfficacyConfig
+) -> Efficacy:
+    """The `efficacy` table of a cohort.
+
+    A disease and a treatment are left out, and counted, where fewer than `min_support` pairs were
+    treated or were not (given to everyone), or where fewer than that got rid of the disease or
+    kept it.
+    """
+    pairs = _labelled_train(pairs)
+    if not pairs.num_rows:
+        return Efficacy(EFFICACY.empty_table(), {}, [])
+    last_visits = pc.list_flatten(pairs["history"])
+    visits = visits.filter(pc.is_in(visits["visit_id"], value_set=last_visits.combine_chunks()))
+    seen = _observe(visits, pairs, phenotypes, settings)
+    names = [phenotype.name for phenotype in phenotypes]
+    tables, left_out, fitted = [EFFICACY.empty_table()], Counter[str](), []
+    folds = sorted(set(seen.folds.tolist()))
+    for fold in (ALL_TRAIN, *folds):
+        rows = np.flatnonzero(seen.folds != fold)
+        parts = [
+            _of_disease(seen, rows, label, settings.min_support) for label in range(len(names))
+        ]
+        tables.append(_table(fold, names, seen.keys, parts))
+        if fold == ALL_TRAIN:
+            for part in parts:
+                left_out.update(part.left_out)
+        kept = None if fold == ALL_TRAIN else [other for other in folds if other != fold]
+        name = "efficacy/all" if fold == ALL_TRAIN else f"efficacy/without_fold_{fold}"
+        ids = [seen.pair_ids[row] for row in rows.tolist()]
+        fitted.append(fitted_on(name, ids, split="train", folds=kept))
+    return Efficacy(pa.concat_tables(tables), dict(left_out), fitted)
+
+
+def _labelled_train(pairs: pa.Table) -> pa.Table:
+    """Those pairs, each with the last visit of its history alone."""
+    chosen = pc.and_(pc.equal(pairs["split"], "train"), pairs["labels"].is_valid())
+    pairs = pairs.filter(chosen)
+    lasts = pa.array([[history[-1]] for history in pairs["history"].to_pylist()])
+    column = pairs.column_names.index("history")
+    return pairs.set_column(column, "history", lasts.cast(pa.list_(pa.string())))
+
+
+def _observe(
+    visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], settings: EfficacyConfig
+) -> Treated:
+    histories, (codes, keys) = index_histories(visits, pairs), visit_codes(visits)
+    wanted = [n for n, key in enumerate(keys) if KIND_OF.get(key[0]) in settings.kinds]
+    last_codes = histories.last @ codes
+    columns = {kind: [n for n, key in enumerate(keys) if key[0] == kind] for kind in CODED}
+    counts = {k: np.asarray(last_codes[:, n].sum(axis=1)).ravel() for k, n in columns.items()}
+    present = histories.at_last(visit_phenotypes(visits, phenotypes))
+    labels = np.array(pairs["labels"].to_pylist(), dtype=bool).reshape(len(pairs), len(phenotypes))
+    return Treated(
+        present=present,
+        resolved=_resolved(labels, phenotypes),
+        treatments=np.asarray(last_codes[:, wanted].toarray() > 0),
+        keys=[keys[n] for n in wanted],
+        severity=_severity(visits, histories, counts["diagnoses"]),
+        drug_counts=counts["medications"],
+        subject_ids=pairs["subject_id"].to_numpy(),
+        folds=pairs["fold"].to_numpy(),
+        pair_ids=pairs["pair_id"].to_pylist(),
+    )
+
+
+def _resolved(labels: Bools, phenotypes: Sequence[Phenotype]) -> Bools:
+    """Whether each disease is gone, and not because its graver form stands in its place.
+
+    >>> mild, grave = Phenotype(name="mild", ccs=(98,)), Phenotype(name="grave", ccs=(99,))
+    >>> next_visit = np.array([[False, False], [False, True], [True, False]])
+    >>> _resolved(next_visit, [mild, grave]).tolist()
+    [[True, True], [False, False], [False, True]]
+    """
+    gone = ~labels
+    for n, phenotype in enumerate(phenotypes):
+        graver = {GRAVER[ccs] for ccs in phenotype.ccs if ccs in GRAVER}
+        for other, found in enumerate(phenotypes):
+            if other != n and graver & set(found.ccs):
+                gone[:, n] &= ~labels[:, other]
+    return gone
+
+
+def _severity(visits: pa.Table, histories: HistoryIndex, diagnosis_counts: Floats) -> Floats:
+    """Age (NaN if unknown), log number of diagnoses, log days of the last stay."""
+    last = np.asarray(histories.last.argmax(axis=1)).ravel()
+    ages = visits["age_years"].to_numpy().astype(np.float64)
+    stay = visits["discharge_time"].to_numpy() - visits["admit_time"].to_numpy()
+    days = stay / np.timedelta64(1, "D")
+    return np.column_stack(
+        [ages[last], np.log1p(diagnosis_counts), np.log1p(np.maximum(days[last], 0))]
+    )
+
+
+@dataclass(frozen=True)
+class _Disease:
+    """The treatments of one disease that could be compared, and those that could not."""
+
+    label: int
+    columns: NDArray[np.intp]  # of the treatments
+    effects: Effects
+    counts: Mapping[str, NDArray[np.int64]]  # of pairs, an entry a treatment
+    left_out: Mapping[str, int]
+
+
+def _of_disease(seen: Treated, rows: NDArray[np.intp], label: int, support: int) -> _Disease:
+    rows = rows[seen.present[rows, label]]
+    resolved, treated = seen.resolved[rows, label], seen.treatments[rows]
+    given = treated.sum(axis=0)
+    rare, usual = given < support, len(rows) - given < support
+    one_sided = min(resolved.sum(), (~resolved).sum()) < support
+    columns = np.flatnonzero(~rare & ~usual & (not one_sided))
+    treated = treated[:, columns]
+    left_out = {
+        "diseases nobody or everybody got rid of": int(one_sided),
+        "treatments given to too few": 0 if one_sided else int((rare & (given > 0)).sum()),
+        "treatments given to nearly everybody": 0 if one_sided else int((usual & ~rare).sum()),
+    }
+    had = treated[resolved].sum(axis=0)
+    counts = {
+        "treated": given[columns],
+        "treated_resolved": had,
+        "untreated": len(rows) - given[columns],
+        "untreated_resolved": resolved.sum() - had,
+    }
+    effects = _compare(seen, rows, label, resolved, columns)
+    return _Disease(label, columns, effects, counts, left_out)
+
+
+def _compare(
+    seen: Treated, rows: NDArray[np.intp], label: int, resolved: Bools, columns: NDArray[np.intp]
+) -> Effects:
+    """Adjusted for severity, the number of other drugs, and a score of the other diseases."""
+    if not len(columns):
+        return Effects(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
+    treated = seen.treatments[rows][:, columns]
+    diseases = np.delete(seen.present[rows], label, axis=1).astype(np.float64)
+    score = prognostic_score(resolved, standardised(diseases))
+    severity = np.column_stack([seen.severity[rows], score])
+    is_drug = np.array([seen.keys[column][0] == "medications" for column in columns.tolist()])
+    others = np.log1p(seen.drug_counts[rows, None] - (treated & is_drug))
+    return fit_effects(
+        resolved,
+        treated,
+        covariates=standardised(severity),
+        others=standardised(others),
+        clusters=seen.subject_ids[rows],
+    )
+
+
+def _table(
+    fold: int, names: Sequence[str], keys: Sequence[CodeKey], parts: Sequence[_Disease]
+) -> pa.Table:
+    """One fold's rows: by label, the best first."""
+    columns = np.concatenate([part.columns for part in parts])
+    labels = np.repeat([part.label for part in parts], [len(part.columns) for part in parts])
+    effects = Effects(
+        *(np.concatenate([getattr(part.effects, field.name) for part in parts])
+          for field in fields(Effects))
+    )  # fmt: skip
+    shrunk = shrink(effects.log_odds, effects.standard_error)
+    values = {
+        "fold": np.full(len(columns), fold, dtype=np.int8),
+        "label": [names[label] for label in labels],
+        "kind": [KIND_OF[keys[column][0]] for column in columns],
+        "system": [keys[column][1] for column in columns],
+        "code": [keys[column][2] for column in columns],
+        **{name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts},
+        **{field.name: getattr(effects, field.name) for field in fields(Effects)},
+        "q_value": q_values(effects.log_odds, effects.standard_error),
+        "shrunk_log_odds": shrunk.mean,
+        "low": shrunk.low,
+        "high": shrunk.high,
+    }
+    codes = [keys[column] for column in columns]
+    order = sorted(range(len(columns)), key=lambda n: (labels[n], -shrunk.low[n], codes[n]))
+    table = pa.table({name: values[name] for name in EFFICACY.names}).cast(EFFICACY)
+    return table.take(pa.array(order, pa.int64()))

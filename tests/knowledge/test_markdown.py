@@ -2,7 +2,7 @@
 
 import pytest
 
-from ckd_ehr.knowledge.markdown import Statement, statements_of
+from ckd_ehr.knowledge.markdown import Statement, split_front_matter, statements_of
 
 SENTENCE = "Heart failure raises the risk of kidney failure"
 
@@ -120,3 +120,45 @@ def test_other_brackets_stay() -> None:
 def test_text_is_plain_and_printable() -> None:
     markdown = "**Heart** _failure_  raises\tthe `risk`\x07 of [AKI](https://example.org) &amp; CKD"
     assert texts(markdown) == ["Heart failure raises the risk of AKI & CKD"]
+
+
+def test_a_hard_break_parts_words_and_html_is_not_seen() -> None:
+    assert texts("Heart failure<br> raises  \nthe **risk** of AKI and death") == [
+        "Heart failure raises the risk of AKI and death"
+    ]
+
+
+@pytest.mark.parametrize(
+    "of_a_disease", ["(NYHA Class III–IV)", "(Killip Class II)", "(Grade III-IV)"]
+)
+def test_classes_and_grades_of_a_disease_stay(of_a_disease: str) -> None:
+    assert texts(f"{SENTENCE} {of_a_disease}.") == [f"{SENTENCE} {of_a_disease}."]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("---\nid: a\n---\n# Risk\n", ("id: a", 3, "# Risk\n")),
+        ("---\r\nid: a\x0cb\u2028c\r\n---\r\nx", ("id: a\x0cb\u2028c", 3, "x")),
+        ("# Risk\n---\n", (None, 0, "# Risk\n---\n")),
+        ("---\nid: a\n", (None, 3, "")),
+        ("", (None, 0, "")),
+    ],
+)
+def test_front_matter_is_split_off_by_the_lines_of_markdown(
+    text: str, parts: tuple[str | None, int, str]
+) -> None:
+    assert split_front_matter(text) == parts
+
+
+def test_an_opening_that_leaves_the_disease_unsaid_gets_its_heading_once() -> None:
+    risk = (
+        "Risk factors: hypertension, diabetes mellitus, obesity and a family history of the disease"
+    )
+    assert texts(f"# Heart failure\n\n{risk}.\n") == [f"Heart failure: {risk}."]
+    high = "High risk of fracture is told from bone density and from earlier fractures"
+    assert texts(f"# High risk of fracture\n\n{high}.\n") == [f"{high}."]
+
+
+def test_what_opens_something_left_out_is_cut_off() -> None:
+    assert texts(f"{SENTENCE}. The rates are:\n\n| a |\n|---|\n| b |\n") == [f"{SENTENCE}."]

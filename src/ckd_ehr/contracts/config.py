@@ -71,22 +71,9 @@ class ReaderConfig(Section):
     max_tokens: int = Field(512, ge=16, le=32768, description="Token budget of a narrative.")
 
 
-class EfficacyConfig(Section):
-    """How treatments are compared (stage `knowledge`)."""
-
-    kinds: tuple[Literal["medication", "procedure"], ...] = Field(
-        ("medication",), min_length=1, description="What counts as a treatment."
-    )
-    min_support: int = Field(
-        20, ge=5, description="Pairs with and without a treatment, at least; also gone and not."
-    )
-    top: int = Field(3, ge=1, description="Treatments told of each present disease, at most.")
-
-
 class KnowledgeConfig(Section):
     """How histories become text (stage `knowledge`)."""
 
-    efficacy: EfficacyConfig = EfficacyConfig()
     teacher: ReaderConfig = ReaderConfig()
     student: ReaderConfig = ReaderConfig()
 

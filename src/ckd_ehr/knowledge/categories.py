@@ -70,16 +70,6 @@ def category_path_of(system: str, code: str) -> CategoryPath:
     return CategoryPath(_category_paths()[match.ccs], "leaf" if match.how == "exact" else "prefix")
 
 
-def category_of(system: str, code: str) -> str | None:
-    """The narrowest category known for a code.
-
-    >>> category_of("ICD10CM", "N17.9"), category_of("NAME", "furosemide")
-    ('Acute and unspecified renal failure', None)
-    """
-    names = category_path_of(system, code).names
-    return names[-1] if names else None
-
-
 class _Leaves:
     """The paths of all codes of a system, and of all codes under a shorter one."""
 

@@ -9,7 +9,7 @@ tuning and held-out patients, doses, and the order within a stay.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ckd_ehr.contracts.config import EfficacyConfig
 from ckd_ehr.contracts.fitted import FittedOn, fitted_on
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import EFFICACY, Kind
@@ -42,6 +41,7 @@ from ckd_ehr.knowledge.effects import (
 
 ALL_TRAIN = -1
 KIND_OF: Mapping[str, Kind] = {"medications": "medication", "procedures": "procedure"}
+DRUGS: tuple[Kind, ...] = ("medication",)
 # A disease that has turned into its graver form is not gone: CCS category → of the graver form.
 GRAVER = {49: 50, 98: 99}
 
@@ -71,28 +71,38 @@ class Efficacy:
 
 
 def count_efficacy(
-    visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], settings: EfficacyConfig
+    visits: pa.Table,
+    pairs: pa.Table,
+    phenotypes: Sequence[Phenotype],
+    *,
+    kinds: Collection[Kind] = DRUGS,
+    min_support: int = 20,
 ) -> Efficacy:
     """The `efficacy` table of a cohort.
 
     A disease and a treatment are left out, and counted, where fewer than `min_support` pairs were
     treated or were not (given to everyone), or where fewer than that got rid of the disease or
     kept it.
+
+    Args:
+        visits: of the cohort.
+        pairs: of the cohort; only labelled train pairs are looked at.
+        phenotypes: the labels, in their order.
+        kinds: what counts as a treatment.
+        min_support: pairs on either side of a comparison, at least.
     """
     pairs = _labelled_train(pairs)
     if not pairs.num_rows:
         return Efficacy(EFFICACY.empty_table(), {}, [])
     last_visits = pc.list_flatten(pairs["history"])
     visits = visits.filter(pc.is_in(visits["visit_id"], value_set=last_visits.combine_chunks()))
-    seen = _observe(visits, pairs, phenotypes, settings)
+    seen = _observe(visits, pairs, phenotypes, kinds)
     names = [phenotype.name for phenotype in phenotypes]
     tables, left_out, fitted = [EFFICACY.empty_table()], Counter[str](), []
     folds = sorted(set(seen.folds.tolist()))
     for fold in (ALL_TRAIN, *folds):
         rows = np.flatnonzero(seen.folds != fold)
-        parts = [
-            _of_disease(seen, rows, label, settings.min_support) for label in range(len(names))
-        ]
+        parts = [_of_disease(seen, rows, label, min_support) for label in range(len(names))]
         tables.append(_table(fold, names, seen.keys, parts))
         if fold == ALL_TRAIN:
             for part in parts:
@@ -114,10 +124,10 @@ def _labelled_train(pairs: pa.Table) -> pa.Table:
 
 
 def _observe(
-    visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], settings: EfficacyConfig
+    visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], kinds: Collection[Kind]
 ) -> Treated:
     histories, (codes, keys) = index_histories(visits, pairs), visit_codes(visits)
-    wanted = [n for n, key in enumerate(keys) if KIND_OF.get(key[0]) in settings.kinds]
+    wanted = [n for n, key in enumerate(keys) if KIND_OF.get(key[0]) in kinds]
     last_codes = histories.last @ codes
     columns = {kind: [n for n, key in enumerate(keys) if key[0] == kind] for kind in CODED}
     counts = {k: np.asarray(last_codes[:, n].sum(axis=1)).ravel() for k, n in columns.items()}

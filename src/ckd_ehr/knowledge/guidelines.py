@@ -4,35 +4,42 @@ In: a pack of digests (a registry and Markdown files), a site's own folder of Ma
 snippets, each traceable to file and lines, and their order for a patient's conditions. Ignores:
 doses, techniques, trials; token budgets. A digest is not the guideline itself.
 
-Which guideline is for which condition stands in `guideline_conditions.csv`, by which words texts
-speak of a condition in `condition_terms.csv`; conditions are CCS categories. A rule finds the
-statements on progression; where it errs on the pinned pack, `guideline_statements.csv` decides.
+A rule finds the statements on progression; where it errs on the pinned pack,
+`guideline_statements.csv` decides.
 """
 
-import csv
 import difflib
 import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from itertools import chain, zip_longest
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.data.ccs import category_names
-from ckd_ehr.knowledge.markdown import statements_of
+from ckd_ehr.knowledge.condition_tables import (
+    category_of,
+    guideline_conditions,
+    mentions_of,
+    reviewed_statements,
+)
+from ckd_ehr.knowledge.markdown import Statement, split_front_matter, statements_of
 
 MAX_BYTES = 1 << 20
 REGISTRY, CONTENT = "registry.json", "content"
-_FENCE = "---"
 _SITE_KEYS = ("id", "title", "doi", "conditions")
 # What a statement on the course of a disease speaks of.
 _PROGRESSION = (
@@ -107,22 +114,25 @@ class _Guideline:
     conditions: tuple[int, ...]
 
 
+NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
 class _FrontMatter(BaseModel):
     """What a site's own file says of itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
-    title: str
-    doi: str | None = None
-    conditions: tuple[int | str, ...]
+    id: NotBlank
+    title: NotBlank
+    doi: NotBlank | None = None
+    conditions: tuple[StrictInt | str, ...]
 
     @field_validator("conditions")
     @classmethod
     def _are_known(cls, written: tuple[int | str, ...]) -> tuple[int, ...]:
         if not written:
             raise ValueError("is empty; list CCS categories by number or name")
-        return tuple(_category(value) for value in written)
+        return tuple(sorted({category_of(value) for value in written}))
 
 
 def read_pack(folder: Path) -> Digests:
@@ -134,29 +144,40 @@ def read_pack(folder: Path) -> Digests:
     left_out: list[str] = []
     snippets: list[Snippet] = []
     files = 0
-    listed = guideline_conditions()
-    entries = _registry(folder / REGISTRY)
-    for entry in entries:
+    for entry in _registry(folder / REGISTRY):
         name = str(entry["id"])
-        conditions = listed.get(name)
-        if entry.get("superseded_by"):
-            left_out.append(f"{name}: superseded by {entry['superseded_by']}")
-        elif conditions is None:
-            left_out.append(f"{name}: not in guideline_conditions.csv")
-        elif conditions:
-            doi = entry.get("doi")
-            guideline = _Guideline(name, str(entry["title"]), str(doi) if doi else None, conditions)
-            paths = sorted((folder / CONTENT / name).glob("*.md"))
-            if not paths:
-                raise CkdEhrError(f"{folder / CONTENT / name}: holds no Markdown file; "
-                                  "the pack is damaged, fetch it again")  # fmt: skip
-            for path in paths:
-                snippets += _snippets(
-                    guideline, f"{name}/{path.name}", _read(path), reviewed=reviewed_statements()
-                )
-            files += len(paths)
+        if reason := _why_not(entry):
+            left_out.append(f"{name}: {reason}")
+            continue
+        doi = entry.get("doi")
+        guideline = _Guideline(
+            name, str(entry["title"]), str(doi) if doi else None, guideline_conditions()[name]
+        )
+        paths = sorted((folder / CONTENT / name).glob("*.md"))
+        if not paths:
+            raise CkdEhrError(
+                f"{folder / CONTENT / name}: holds no Markdown file; the pack is damaged, fetch it "
+                "again"
+            )
+        for path in paths:
+            snippets += _snippets(
+                guideline, f"{name}/{path.name}", _read(path), reviewed=reviewed_statements()
+            )
+        files += len(paths)
     guidelines = len({snippet.guideline_id for snippet in snippets})
     return Digests(tuple(snippets), tuple(left_out), guidelines, files)
+
+
+def _why_not(entry: Mapping[str, object]) -> str | None:
+    """Why a guideline of the registry is not read, if it is not."""
+    name = str(entry["id"])
+    if superseded_by := entry.get("superseded_by"):
+        return f"superseded by {superseded_by}"
+    if name not in guideline_conditions():
+        return "not in guideline_conditions.csv"
+    if not guideline_conditions()[name]:
+        return "for no condition"
+    return None
 
 
 def read_site_folder(folder: Path) -> Digests:
@@ -173,8 +194,7 @@ def read_site_folder(folder: Path) -> Digests:
     paths = _markdown_files(folder)
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        text = _read(path)
-        guideline, lines, body = _split_front_matter(path, text)
+        guideline, lines, body = _split(path)
         if guideline is None:
             left_out.append(f"{name}: no front matter")
             continue
@@ -201,86 +221,31 @@ def choose(
     """The statements for a patient's conditions, the most telling first.
 
     First those that name a disease at stake which the patient does not have (where it may lead),
-    then those that name more diseases at stake, then the shorter; guidelines take turns, so that
-    none fills the space. The same conditions always give the same order.
+    then those that name more diseases at stake. Among equals guidelines take turns, those for more
+    of the patient's conditions first, so that none fills the space; each gives its shorter ones
+    first. The same conditions always give the same order.
 
     Args:
         snippets: of all digests.
         present: CCS categories of the patient's diagnoses.
         at_stake: CCS categories to predict.
     """
-    absent = frozenset(at_stake) - frozenset(present)
-    wanted, having = frozenset(at_stake), frozenset(present)
-    by_guideline: dict[str, list[Snippet]] = defaultdict(list)
+    having, wanted = frozenset(present), frozenset(at_stake)
+    absent = wanted - having
+    ranked = []
     for snippet in snippets:
-        if having.intersection(snippet.conditions):
-            by_guideline[snippet.guideline_id].append(snippet)
-
-    def rank(snippet: Snippet) -> tuple[int, int, int, str]:
-        new = len(absent.intersection(snippet.mentions))
-        named = len(wanted.intersection(snippet.mentions))
-        return -new, -named, len(snippet.text), snippet.snippet_id
-
-    queues = [sorted(some, key=rank) for some in by_guideline.values()]
-    queues.sort(key=lambda queue: rank(queue[0]))
-    turns = chain.from_iterable(zip_longest(*queues))
-    return [snippet for snippet in turns if snippet is not None]
-
-
-@cache
-def guideline_conditions() -> Mapping[str, tuple[int, ...]]:
-    """Guideline → the CCS categories it is for; none for those that are for no condition."""
-    found: dict[str, list[int]] = {}
-    for row in _table("guideline_conditions.csv"):
-        some = found.setdefault(row["guideline"], [])
-        if row["ccs"]:
-            some.append(_category(int(row["ccs"])))
-    return {name: tuple(sorted(some)) for name, some in found.items()}
-
-
-@cache
-def reviewed_statements() -> Mapping[str, bool]:
-    """Places in the pack, as in snippet ids → whether to keep what stands there."""
-    return {row["place"]: row["keep"] == "yes" for row in _table("guideline_statements.csv")}
-
-
-@cache
-def condition_terms() -> Mapping[str, int]:
-    """The words by which a text speaks of a condition → its CCS category."""
-    return {row["term"]: _category(int(row["ccs"])) for row in _table("condition_terms.csv")}
-
-
-def mentions_of(text: str) -> tuple[int, ...]:
-    """The CCS categories that a text speaks of; of overlapping terms the longest counts.
-
-    >>> mentions_of("AKI may progress to CKD, portal hypertension to ascites")
-    (151, 157, 158)
-    """
-    words, capitals = _patterns()
-    found = {condition_terms_folded()[m.group().casefold()] for m in words.finditer(text)}
-    return tuple(sorted(found | {condition_terms()[m.group()] for m in capitals.finditer(text)}))
-
-
-@cache
-def condition_terms_folded() -> Mapping[str, int]:
-    """`condition_terms` without regard to case, abbreviations left out."""
-    return {
-        term.casefold(): ccs for term, ccs in condition_terms().items() if not _is_capital(term)
-    }
-
-
-@cache
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """For words, whatever their case, and for abbreviations in capitals."""
-    parts: dict[bool, list[str]] = {True: [], False: []}
-    for term in sorted(condition_terms(), key=lambda term: (-len(term), term)):
-        parts[_is_capital(term)].append(re.escape(term))
-    words, capitals = (rf"(?<![\w-])(?:{'|'.join(parts[key])})(?![\w-])" for key in (False, True))
-    return re.compile(words, re.IGNORECASE), re.compile(capitals)
-
-
-def _is_capital(term: str) -> bool:
-    return sum(map(str.isupper, term)) >= 2
+        if shared := len(having.intersection(snippet.conditions)):
+            leads_on = not absent.isdisjoint(snippet.mentions)
+            named = len(wanted.intersection(snippet.mentions))
+            ranked.append((not leads_on, -named, -shared, len(snippet.text), snippet))
+    ranked.sort(key=lambda row: (*row[:4], row[4].snippet_id))
+    turns: Counter[tuple[bool, int, str]] = Counter()
+    in_turn = []
+    for place, (leads_on, named, shared, _, snippet) in enumerate(ranked):
+        queue = (leads_on, named, snippet.guideline_id)
+        in_turn.append((leads_on, named, turns[queue], shared, place, snippet))
+        turns[queue] += 1
+    return [row[-1] for row in sorted(in_turn, key=lambda row: row[:-1])]
 
 
 def bears_on_progression(text: str) -> bool:
@@ -302,14 +267,15 @@ def _snippets(
     text: str,
     *,
     lines_before: int = 0,
-    reviewed: Mapping[str, bool] = MappingProxyType({}),
+    reviewed: Mapping[str, tuple[str, bool]] = MappingProxyType({}),
 ) -> Iterator[Snippet]:
     """The statements to keep, by rule or as somebody has decided who read them."""
     seen: Counter[str] = Counter()
     for statement in statements_of(text, lines_before=lines_before):
-        mentions = mentions_of(statement.text)
         place = f"{file}#L{statement.first_line}-L{statement.last_line}"
-        if not mentions or not reviewed.get(place, bears_on_progression(statement.text)):
+        if not _is_kept(statement, reviewed.get(place)):
+            continue
+        if not (mentions := mentions_of(statement.text)):
             continue
         seen[place] += 1
         yield Snippet(
@@ -320,10 +286,17 @@ def _snippets(
             file=file,
             first_line=statement.first_line,
             last_line=statement.last_line,
-            text=statement.text.rstrip("."),
+            text=statement.text.rstrip(".:"),
             conditions=guideline.conditions,
             mentions=mentions,
         )
+
+
+def _is_kept(statement: Statement, review: tuple[str, bool] | None) -> bool:
+    """As somebody has decided who read this very statement, else by the rule."""
+    if review and statement.text.startswith(review[0]):
+        return review[1]
+    return bears_on_progression(statement.text)
 
 
 def _registry(path: Path) -> list[Mapping[str, object]]:
@@ -340,6 +313,9 @@ def _registry(path: Path) -> list[Mapping[str, object]]:
         isinstance(entry, dict) and {"id", "title"} <= entry.keys() for entry in entries
     ):
         raise CkdEhrError(f"{path}: not a list of guidelines with id and title")
+    [(name, times)] = Counter(str(entry["id"]) for entry in entries).most_common(1) or [("", 0)]
+    if times > 1:
+        raise CkdEhrError(f"{path}: id '{name}' stands there {times} times; leave all but one out")
     return entries
 
 
@@ -368,31 +344,33 @@ def _read(path: Path) -> str:
         raise CkdEhrError(
             f"{path}: not UTF-8 (byte {error.start}); save it in that encoding"
         ) from None
+    except OSError as error:
+        raise CkdEhrError(f"{path}: cannot be read ({error.strerror}); allow reading it") from None
 
 
-def _split_front_matter(path: Path, text: str) -> tuple[_Guideline | None, int, str]:
-    """What the file says of itself (None if nothing), the lines of that, and what follows."""
-    lines = text.splitlines()
-    if not lines or lines[0].rstrip() != _FENCE:
-        return None, 0, text
-    ends = [number for number, line in enumerate(lines) if number and line.rstrip() == _FENCE]
-    if not ends:
-        raise CkdEhrError(f"{path}: its front matter has no end; close it with a line {_FENCE}")
+def _split(path: Path) -> tuple[_Guideline | None, int, str]:
+    """What a site's file says of itself (None if nothing), the lines of that, and what follows."""
+    front_matter, lines, body = split_front_matter(_read(path))
+    if lines and front_matter is None:
+        raise CkdEhrError(f"{path}: its front matter has no end; close it with a line ---")
+    if front_matter is None:
+        return None, lines, body
     try:
-        written = yaml.safe_load("\n".join(lines[1 : ends[0]]))
+        written = yaml.safe_load(front_matter)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 2})" if mark else ""
         raise CkdEhrError(f"{path}: its front matter is not valid YAML{place}") from None
+    except ValueError as error:  # What YAML takes for a date may be none.
+        raise CkdEhrError(f"{path}: its front matter: {error}; put the value in quotes") from None
     if not isinstance(written, dict):
         raise CkdEhrError(f"{path}: its front matter must have {', '.join(_SITE_KEYS)}")
     try:
         found = _FrontMatter.model_validate(written)
     except ValidationError as error:
         raise CkdEhrError(f"{path}: front matter: {_explain(error)}") from None
-    conditions = tuple(sorted({_category(value) for value in found.conditions}))
-    guideline = _Guideline(found.id, found.title, found.doi, conditions)
-    return guideline, ends[0] + 1, "\n".join(lines[ends[0] + 1 :])
+    conditions = tuple(ccs for ccs in found.conditions if isinstance(ccs, int))
+    return _Guideline(found.id, found.title, found.doi, conditions), lines, body
 
 
 def _explain(error: ValidationError) -> str:
@@ -404,22 +382,3 @@ def _explain(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"'{key}' is missing; it must have {', '.join(_SITE_KEYS)} (doi may be left out)"
     return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
-
-
-def _category(value: int | str) -> int:
-    """A CCS category by its number or name."""
-    names = category_names()
-    if isinstance(value, int) and value in names:
-        return value
-    by_name = {name.casefold(): ccs for ccs, name in names.items()}
-    folded = str(value).strip().casefold()
-    if folded in by_name:
-        return by_name[folded]
-    near = difflib.get_close_matches(folded, by_name, n=1, cutoff=0.0)
-    suggestion = f"; did you mean {by_name[near[0]]} ({names[by_name[near[0]]]})?" if near else ""
-    raise ValueError(f"CCS has no category '{str(value)[:40]}'{suggestion}")
-
-
-def _table(name: str) -> list[dict[str, str]]:
-    file = resources.files("ckd_ehr.knowledge") / name
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))

@@ -8,6 +8,7 @@ algorithms and references. Ignores: what the statements say.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 
 from markdown_it import MarkdownIt
@@ -16,12 +17,22 @@ from markdown_it.token import Token
 SHORT_ITEM, SHORT_STATEMENT, FRAGMENT, LONG_STATEMENT = 12, 6, 12, 60  # words
 _SKIPPED = ("table", "blockquote")
 _PASSED_OVER = re.compile(r"\b(limitations?|algorithms?|references?|see also)\b", re.IGNORECASE)
+# Classes of disease (NYHA, Killip) and stages of encephalopathy (Grade III) are no such grades.
 _GRADE = re.compile(
-    r"\s*[(\[][^()\[\]]*\b(?:Grade|Class|COR|LOE|Level|Graded|Conditional|Ungraded|Evidence|"
+    r"\s*[(\[](?![^()\[\]]*(?:\b(?:NYHA|Killip|WHO)\b|\bGrade [IV]+\b))"
+    r"[^()\[\]]*\b(?:Grade|Class|COR|LOE|Level|Graded|Conditional|Ungraded|Evidence|"
     r"Strong|Recommendations?)\b[^()\[\]]*[)\]]"
 )
 _NUMBERED = re.compile(r"^Recommendations?\s+[\d.]+[a-z]?\s*:\s*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+# Openings that leave unsaid whose risk it is: the heading says it.
+_BARE = re.compile(
+    r"(?:(?:additional |common |independent )?risk factors(?: include)?:|mechanisms include|"
+    r"(?:very )?(?:high|low|increased) risk|exacerbations:|most frequently)",
+    re.IGNORECASE,
+)
+_FENCE = "---"
+_BREAKS, _UNSEEN = ("softbreak", "hardbreak"), ("html_inline", "image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +73,48 @@ def statements_of(text: str, *, lines_before: int = 0) -> list[Statement]:
     """
     blocks = [
         block
-        for block in _blocks(MarkdownIt("commonmark").enable("table").parse(text), lines_before)
+        for block in _blocks(text, lines_before)
         if not any(_PASSED_OVER.search(heading) for heading in block.headings)
     ]
     return [
         Statement(part, block.first_line, block.last_line, block.headings)
-        for block in _joined(blocks)
+        for block in map(_told_alone, _joined(blocks))
         if block.words >= SHORT_STATEMENT
         for part in _parts(block)
     ]
 
 
-def _blocks(tokens: Sequence[Token], lines_before: int) -> Iterator[_Block]:
+def split_front_matter(text: str) -> tuple[str | None, int, str]:
+    """The front matter (None if there is none), the lines it takes, and what follows.
+
+    One without an end is None, too, and takes all lines.
+
+    >>> split_front_matter("---\\nid: a\\n---\\n# Risk")
+    ('id: a', 3, '# Risk')
+    """
+    lines = re.split(r"\r\n?|\n", text)  # The lines of Markdown, fewer than those of splitlines.
+    if lines[0].rstrip() != _FENCE:
+        return None, 0, text
+    for number, line in enumerate(lines[1:], start=1):
+        if line.rstrip() == _FENCE:
+            return "\n".join(lines[1:number]), number + 1, "\n".join(lines[number + 1 :])
+    return None, len(lines), ""
+
+
+@cache
+def _readers() -> tuple[MarkdownIt, MarkdownIt]:
+    """One for blocks, and one for the words inside them: most are in tables, and never needed."""
+    blocks = MarkdownIt("commonmark").enable("table")
+    return blocks.disable("inline"), MarkdownIt("commonmark")
+
+
+def _blocks(text: str, lines_before: int) -> Iterator[_Block]:
+    reader, words_reader = _readers()
+    links: dict[str, object] = {}
     headings: list[tuple[int, str]] = []
     depth = skipped = 0
     heading_level = 0
-    for token in tokens:
+    for token in reader.parse(text, links):
         name, _, edge = token.type.rpartition("_")
         step = {"open": 1, "close": -1}.get(edge, 0)
         if name in _SKIPPED:
@@ -87,7 +124,7 @@ def _blocks(tokens: Sequence[Token], lines_before: int) -> Iterator[_Block]:
         elif name == "heading":
             heading_level = int(token.tag[1:]) if step > 0 else 0
         elif token.type == "inline" and token.map and not skipped:
-            words = _plain(token)
+            words = _plain(words_reader.parseInline(token.content, links)[0])
             if heading_level:
                 headings = [h for h in headings if h[0] < heading_level]
                 headings.append((heading_level, words))
@@ -98,8 +135,13 @@ def _blocks(tokens: Sequence[Token], lines_before: int) -> Iterator[_Block]:
 
 def _plain(token: Token) -> str:
     """The words of an inline token: no marks, no grades of evidence, one line."""
-    pieces = [" " if child.type == "softbreak" else child.content for child in token.children or ()]
-    words = "".join(c if c.isprintable() else " " for c in "".join(pieces))
+    pieces = [
+        " " if child.type in _BREAKS else "" if child.type in _UNSEEN else child.content
+        for child in token.children or ()
+    ]
+    words = "".join(pieces)
+    if not words.isprintable():
+        words = "".join(c if c.isprintable() else " " for c in words)
     return " ".join(_NUMBERED.sub("", _GRADE.sub("", words)).split())
 
 
@@ -132,10 +174,19 @@ def _within(items: Sequence[_Block], most_words: int) -> list[str]:
     return [item.text.rstrip(".;,") for item in items[: max(fit, 1)]]
 
 
+def _told_alone(block: _Block) -> _Block:
+    """With its heading, if it would not be understood without; an opening of nothing cut off."""
+    sentences = _SENTENCE.split(block.text)
+    if block.text.endswith(":") and len(sentences) > 1:
+        block = replace(block, text=" ".join(sentences[:-1]))
+    return _with_heading(block) if _BARE.match(block.text) else block
+
+
 def _with_heading(block: _Block) -> _Block:
     """A short item with its heading before it: alone it says too little."""
     heading = _heading_of(block)
-    return replace(block, text=f"{heading}: {block.text}") if heading else block
+    told = not heading or block.text.startswith(heading)
+    return block if told else replace(block, text=f"{heading}: {block.text}")
 
 
 def _heading_of(block: _Block) -> str:

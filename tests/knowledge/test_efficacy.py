@@ -173,6 +173,19 @@ def test_an_empty_cohort_gives_an_empty_table(how: str) -> None:
     assert found.table.schema == EFFICACY
 
 
+def test_a_single_disease_has_no_others_to_adjust_for() -> None:
+    table = of_fold(count_efficacy(*one_label(*cohort()), (PNEUMONIA,)).table, ALL_TRAIN)
+    assert table["code"].to_pylist()[0] == "levofloxacin"
+
+
+def one_label(visits: pa.Table, pairs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The cohort with its first label alone."""
+    firsts: dict[str, list[bool] | None] = {
+        row["pair_id"]: row["labels"][:1] for row in pairs.to_pylist()
+    }
+    return visits, with_labels(pairs, firsts)
+
+
 def test_procedures_count_as_treatments_only_where_asked() -> None:
     visits, pairs = cohort()
     rows = [

@@ -67,6 +67,8 @@ def prognostic_score(outcome: Bools, covariates: Floats) -> Floats:
         outcome: (rows,).
         covariates: (rows, covariates), standardised.
     """
+    if not covariates.shape[1]:
+        return np.zeros(len(outcome))
     model = LogisticRegression(C=COVARIATE_DEVIATION**2, tol=1e-6, max_iter=300)
     return np.asarray(model.fit(covariates, outcome).decision_function(covariates))
 

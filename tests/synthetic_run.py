@@ -216,6 +216,7 @@ def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
                 "text": HIDDEN_TEXT,
                 "spans": [],
                 "concepts_cut": 1 if reader == "teacher" and number % 4 == 0 else 0,
+                "knowledge_cut": 0,
             }
             for number, pair in enumerate(pairs)
         ]

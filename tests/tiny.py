@@ -127,4 +127,4 @@ def narrative_row(pair_id: str, labels: list[bool]) -> dict[str, object]:
                 "from_knowledge": False,
             }
         )
-    return {"pair_id": pair_id, "text": text, "spans": spans, "concepts_cut": 0}
+    return {"pair_id": pair_id, "text": text, "spans": spans, "concepts_cut": 0, "knowledge_cut": 0}

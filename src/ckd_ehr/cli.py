@@ -12,15 +12,19 @@ import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from ckd_ehr.cli_knowledge import knowledge
 from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.files import read_json
 from ckd_ehr.contracts.runs import RunDirectory
-from ckd_ehr.pipeline import STAGES, run_directory
+from ckd_ehr.pipeline import STAGES, finished_run, run_directory
 from ckd_ehr.trouble import exit_status_of
+
+if TYPE_CHECKING:
+    from ckd_ehr.knowledge.instructions import FactsOf
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -127,7 +131,7 @@ def report(run: Path, open_it: bool) -> None:
     Example:
       ckd-ehr report runs/demo --open
     """
-    directory = _finished(run, "evaluation")
+    directory = finished_run(run, "evaluation")
     _show_report(directory)
     click.echo(f"\nReport: {_report_file(directory)}")
     if open_it:
@@ -151,7 +155,7 @@ def explain(run: Path, pair: str, label: str | None, risks: int, top: int) -> No
       ckd-ehr explain runs/demo --pair 0123456789abcdef
       ckd-ehr explain runs/demo --pair 0123456789abcdef --label pneumonia --top 20
     """
-    _explain(_finished(run, "student"), pair, label=label, risks=risks, top=top)
+    _explain(finished_run(run, "student"), pair, label=label, risks=risks, top=top)
 
 
 @commands.command(short_help="Predict for new patients, in JSON lines.")
@@ -173,7 +177,7 @@ def predict(run: Path, visits: Path, out: Path | None) -> None:
     """
     from ckd_ehr.predictions import predict_lines, write_lines
 
-    directory = _finished(run, "student")
+    directory = finished_run(run, "student")
     write_lines(predict_lines(directory, visits), out)
 
 
@@ -184,7 +188,11 @@ def predict(run: Path, visits: Path, out: Path | None) -> None:
               show_default=True, help="Names of the diseases: ours, or the paper's.")  # fmt: skip
 @click.option("--subject-key", is_flag=True,
               help="Name each line's patient by a hash, whose key is then forgotten.")  # fmt: skip
-def export_instructions(run: Path, out: Path, label_names: LabelStyle, subject_key: bool) -> None:
+@click.option("--knowledge/--no-knowledge", "with_knowledge", default=False, show_default=True,
+              help="End each input with what the teacher is told besides.")  # fmt: skip
+def export_instructions(
+    run: Path, out: Path, label_names: LabelStyle, subject_key: bool, with_knowledge: bool
+) -> None:
     """Write a run's labelled pairs for LLaMA-Factory. The files are patient data.
 
     One JSON object a line with instruction, input and output, in the phrases of the paper, in
@@ -192,19 +200,28 @@ def export_instructions(run: Path, out: Path, label_names: LabelStyle, subject_k
     histories of patients, without ids and times: keep them where the records may be kept, and out
     of any repository. Unlabelled pairs are left out. The source `instructions` reads them back.
 
+    With --knowledge each input ends with what the run's teacher is told besides the history:
+    treatments that go with resolution, counted without the pair's own fold, and statements of
+    guideline digests (settings knowledge.teacher and knowledge.guidelines).
+
     \b
     Example:
       ckd-ehr export-instructions runs/demo --out pairs --subject-key
+      ckd-ehr export-instructions runs/demo --out enriched --knowledge
       ckd-ehr run configs/instructions.yaml data.root=pairs splits.method=source
     """
     from ckd_ehr.contracts.folders import work_tree_of
     from ckd_ehr.knowledge.instructions import export_instructions as export
 
-    cohort = _finished(run, "cohort").require_intact("cohort")
+    directory = finished_run(run, "knowledge" if with_knowledge else "cohort")
+    cohort = directory.require_intact("cohort")
     if (tree := work_tree_of(out)) is not None:
         click.echo(f"WARNING: {out} is in the git work tree {tree}: never commit it", err=True)
     secret = secrets.token_bytes(32) if subject_key else None
-    exported = export(cohort, out, label_style=label_names, subject_secret=secret)
+    facts_of = _facts_for_the_teacher(directory) if with_knowledge else None
+    exported = export(
+        cohort, out, label_style=label_names, subject_secret=secret, facts_of=facts_of
+    )
     for split, rows in exported.pairs.items():
         click.echo(f"{split}: {rows:,} pairs")
     click.echo(f"{exported.unlabelled:,} unlabelled pairs left out")
@@ -269,12 +286,16 @@ def audit(run: Path) -> None:
     """
     from ckd_ehr.data.audit.run import audit_run
     from ckd_ehr.data.audit.shown import show_results
+    from ckd_ehr.display import show
     from ckd_ehr.knowledge.ontology import words_of
 
-    results = audit_run(_finished(run, "cohort"), words_of=words_of)
-    _show(show_results(results))
+    results = audit_run(finished_run(run, "cohort"), words_of=words_of)
+    show(show_results(results))
     if any(result.findings for result in results):
         click.get_current_context().exit(1)
+
+
+commands.add_command(knowledge)
 
 
 @commands.command(short_help="Check this machine; forecast the demo.")
@@ -284,17 +305,17 @@ def doctor() -> None:
     Looks at Python, packages, processor, memory, disk and cached weights, and times a matrix
     product. Changes nothing; exit status 1 when something needed is missing.
     """
-    from ckd_ehr.display import show_findings, show_forecast
+    from ckd_ehr.display import show, show_findings, show_forecast
     from ckd_ehr.doctor import examine, forecast_demo, measure_speed
 
     with resources.as_file(resources.files("ckd_ehr") / "configs" / "demo.yaml") as path:
         config = load_config(path)
     findings = examine(config, runs=Path("runs"))
-    _show(show_findings(findings))
+    show(show_findings(findings))
     if any(finding.status == "missing" for finding in findings):
         click.get_current_context().exit(1)
     speed = measure_speed()
-    _show(show_forecast(forecast_demo(config, speed), speed))
+    show(show_forecast(forecast_demo(config, speed), speed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -317,15 +338,20 @@ def _execute(
     return directory
 
 
-def _finished(run: Path, stage_name: str) -> RunDirectory:
-    """The run, if this stage has finished; a note on stderr if it is of older settings."""
-    directory = run_directory(run)
-    directory.config()
-    directory.require(stage_name)
-    reason = directory.out_of_date(stage_name)
-    if reason:
-        click.echo(f"note: {run} is not up to date: {reason}", err=True)
-    return directory
+def _facts_for_the_teacher(directory: RunDirectory) -> "FactsOf":
+    from ckd_ehr.knowledge.facts import KnowledgeBase
+    from ckd_ehr.knowledge.pieces import PieceCounter
+    from ckd_ehr.learning.weights import token_counter
+
+    config = directory.config()
+    base = KnowledgeBase.load(
+        directory.require_intact("knowledge"),
+        phenotypes=config.labels.selected,
+        settings=config.knowledge,
+    )
+    counter = PieceCounter(token_counter(config.teacher.model))
+    reader = config.knowledge.teacher
+    return lambda history, fold: base.facts(history, fold=fold, reader=reader, counter=counter)
 
 
 def _report_file(directory: RunDirectory) -> Path:
@@ -353,7 +379,7 @@ def _first_held_out_pair(directory: RunDirectory) -> str:
 def _explain(
     directory: RunDirectory, pair_id: str, *, label: str | None, risks: int, top: int
 ) -> None:
-    from ckd_ehr.display import find_label, highest_risks, show_explanation
+    from ckd_ehr.display import find_label, highest_risks, show, show_explanation
     from ckd_ehr.learning.inference import explain_pair
 
     names = ("cohort", "knowledge", "student")
@@ -364,13 +390,7 @@ def _explain(
     wanted = find_label(label, labels) if label else None
     explanation = explain_pair(inputs, pair_id, directory.config())
     chosen = [wanted] if wanted else highest_risks(explanation, risks)
-    _show(show_explanation(explanation, facts, chosen, top=top))
-
-
-def _show(renderable: object) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=False).print(renderable)
+    show(show_explanation(explanation, facts, chosen, top=top))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ risks are computed. Shows patient text: for commands that a user called for one 
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation
+from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
 from ckd_ehr.doctor import Finding, Forecast, Speed, show_bytes
 
 WEAK_SHARE = 0.5
@@ -22,6 +24,19 @@ CAVEAT = (
     "They are associations found in past records, not causes. "
     "They support a clinician's judgement and do not replace it."
 )
+EFFICACY_CAVEAT = (
+    "Counted on train patients with the disease at one visit: is it gone at the next? Adjusted "
+    "for age, numbers of diagnoses and other drugs, length of stay and the other diseases. These "
+    "are associations in past records, not effects: who is given a drug differs from who is not."
+)
+SMALLEST_SHOWN = 0.001
+
+
+def show(renderable: object) -> None:
+    """Print to the terminal."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=False).print(renderable)
 
 
 def show_explanation(
@@ -71,12 +86,15 @@ def find_label(wanted: str, known: Sequence[str]) -> str:
 def _headline(explanation: Explanation, facts: Mapping[str, object]) -> Text:
     narrative = explanation.narrative
     visits = len({span.visit_index for span in narrative.spans if span.visit_index >= 0})
-    read = f"{len(narrative.spans)} concepts of {visits} visit{'' if visits == 1 else 's'}"
+    pieces = sum(span.from_knowledge for span in narrative.spans)
+    read = f"{len(narrative.spans) - pieces} concepts of {visits} visit{'' if visits == 1 else 's'}"
     cut = f" ({narrative.concepts_cut} more cut by the token budget)"
+    known = f" and {pieces} pieces of knowledge ({narrative.knowledge_cut} more cut)"
     return Text.assemble(
         (f"Pair {explanation.pair_id}", "bold"),
         f"  {explanation.model} of run '{facts.get('run', '?')}' reads {read}"
-        f"{cut if narrative.concepts_cut else ''}:",
+        f"{cut if narrative.concepts_cut else ''}"
+        f"{known if pieces or narrative.knowledge_cut else ''}:",
     )
 
 
@@ -92,6 +110,8 @@ def _show_label(label: LabelExplanation, *, top: int) -> RenderableType:
     table.add_column(justify="right")
     for concept in ranked[:top]:
         table.add_row(_signed(concept.log_odds), Text(concept.text), Text(_place(concept), "dim"))
+        if concept.citation:
+            table.add_row("", Text(f"  {concept.citation}", "dim"), "")
     if ranked[top:]:
         table.add_row(_signed(rest), f"{len(ranked) - top} other concepts", "")
     table.add_row(
@@ -100,6 +120,9 @@ def _show_label(label: LabelExplanation, *, top: int) -> RenderableType:
         Text(f"{label.reading_state_share:.0%} of all evidence", "dim"),
     )
     table.add_row(_signed(label.base_log_odds), "base", Text("log-odds without evidence", "dim"))
+    if label.knowledge_share:
+        share = f"{label.knowledge_share:.0%} of all evidence"
+        table.add_row("", "of this, medical knowledge", Text(share, "dim"))
     warning = [Padding(_weakness(label), (0, 2))] if label.reading_state_share > WEAK_SHARE else []
     return Group(title, Padding(table, (0, 2)), *warning, Text())
 
@@ -113,11 +136,9 @@ def _weakness(label: LabelExplanation) -> Text:
 
 
 def _place(concept: ConceptEvidence) -> str:
-    return (
-        concept.kind
-        if concept.visit_index < 0
-        else f"visit {concept.visit_index + 1}, " + (concept.kind)
-    )
+    if concept.visit_index >= 0:
+        return f"visit {concept.visit_index + 1}, {concept.kind}"
+    return f"knowledge, {concept.kind}" if concept.citation else concept.kind
 
 
 def _signed(log_odds: float) -> Text:
@@ -154,4 +175,45 @@ def show_forecast(forecast: Forecast, speed: Speed) -> RenderableType:
         f"{speed.fp32_gigaflops:,.0f} in fp32\n"
         f"ckd-ehr demo here: about {max(1, round(forecast.seconds / 60))} minutes, "
         f"{show_bytes(forecast.disk_bytes)} of disk, download: {download}"
+    )
+
+
+def show_efficacy(rows: Sequence[Mapping[str, Any]], label: str, *, top: int) -> RenderableType:
+    """The treatments of one disease, the best first; rows of the efficacy table."""
+    table = Table(box=None, padding=(0, 2), title=Text(label, "bold"), title_justify="left")
+    for heading in ("treatment", "gone with", "gone without"):
+        table.add_column(heading, justify="left" if heading == "treatment" else "right")
+    table.add_column("odds ratio, adjusted and shrunk", justify="right")
+    table.add_column("q-value", justify="right")
+    for row in rows[:top]:
+        ratio, low, high = (math.exp(row[key]) for key in ("shrunk_log_odds", "low", "high"))
+        table.add_row(
+            Text(row["treatment"], "bold" if row["low"] > 0 else ""),
+            _share(row["treated_resolved"], row["treated"]),
+            _share(row["untreated_resolved"], row["untreated"]),
+            f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
+            "<0.001" if row["q_value"] < SMALLEST_SHOWN else f"{row['q_value']:.3f}",
+        )
+    hidden = f"{len(rows) - top} more treatments are not shown. " if len(rows) > top else ""
+    none = "" if any(row["low"] > 0 for row in rows) else "None of them stands out. "
+    return Group(table, Text(f"\n{hidden}{none}{EFFICACY_CAVEAT}", style="dim"))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({part / whole:.0%})"
+
+
+def show_sources(narrative: Narrative, citations: Mapping[str, str]) -> RenderableType:
+    """A narrative, and under it each piece of knowledge with its source."""
+    table = Table.grid(padding=(0, 2))
+    for span in narrative.spans:
+        if span.from_knowledge:
+            table.add_row(Text(span.kind, "dim"), Text(narrative.text[span.start : span.end]))
+            table.add_row("", Text(citations[span.concept_id], "dim"))
+    cut = (
+        f"Cut by the token budget: {narrative.knowledge_cut} pieces of knowledge, "
+        f"{narrative.concepts_cut} concepts of the record."
+    )
+    return Group(
+        Padding(Text(narrative.text, style="italic"), (0, 2, 1, 2)), table, Text(cut, style="dim")
     )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+import click
+
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.records import Reader
 from ckd_ehr.contracts.runs import RunDirectory, Stage, StageContext
@@ -38,14 +40,14 @@ def _cohort(context: StageContext) -> None:
 
 
 def _knowledge(context: StageContext) -> None:
-    from ckd_ehr.knowledge.narrative import write_narratives
+    from ckd_ehr.knowledge.stage import write_knowledge
     from ckd_ehr.learning.weights import token_counter
 
     count_tokens: dict[Reader, Callable[[str], int]] = {
         "teacher": token_counter(context.config.teacher.model),
         "student": token_counter(context.config.student.model),
     }
-    write_narratives(context, count_tokens)
+    write_knowledge(context, count_tokens)
 
 
 def _teacher(context: StageContext) -> None:
@@ -73,11 +75,12 @@ def _evaluation(context: StageContext) -> None:
 
 
 def _knowledge_digests(config: RunConfig) -> Mapping[str, str]:
+    from ckd_ehr.knowledge.stage import guidelines_digests
     from ckd_ehr.learning.weights import model_digest
 
     models = {"teacher": config.teacher.model, "student": config.student.model}
     digests = {f"{reader}_model": model_digest(name) for reader, name in models.items()}
-    return {**digests, **_code_table_versions(config)}
+    return {**digests, **guidelines_digests(config.knowledge), **_code_table_versions(config)}
 
 
 def _code_table_versions(_: RunConfig) -> Mapping[str, str]:
@@ -138,12 +141,21 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="knowledge",
-        summary="histories → narratives with concept spans",
+        summary="histories → narratives, enriched with medical knowledge",
         function=_knowledge,
-        sections=("knowledge",),
+        sections=("knowledge", "labels"),
         reads=("cohort/pairs.parquet", "cohort/visits.parquet"),
-        writes=("teacher.parquet", "student.parquet"),
+        writes=(
+            "titles.parquet",
+            "efficacy.parquet",
+            "guidelines.parquet",
+            "teacher.parquet",
+            "student.parquet",
+            "summary.json",
+            "fitted.json",
+        ),
         externals=_knowledge_digests,
+        version=2,
     ),
     Stage(
         name="teacher",
@@ -171,7 +183,8 @@ STAGES: tuple[Stage, ...] = (
         function=_student,
         sections=(
             "student",
-            "knowledge.student",
+            "knowledge",
+            "labels",
             "cohort.max_history_visits",
             "teacher.model",
             "data.source",
@@ -199,3 +212,14 @@ STAGES: tuple[Stage, ...] = (
 def run_directory(root: Path) -> RunDirectory:
     """The run directory at `root`, with the product's stages."""
     return RunDirectory(root, STAGES)
+
+
+def finished_run(root: Path, stage_name: str) -> RunDirectory:
+    """The run, if this stage has finished; a note on stderr if it is of older settings."""
+    directory = run_directory(root)
+    directory.config()
+    directory.require(stage_name)
+    reason = directory.out_of_date(stage_name)
+    if reason:
+        click.echo(f"note: {root} is not up to date: {reason}", err=True)
+    return directory

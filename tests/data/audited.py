@@ -1,6 +1,7 @@
 """Cohorts to plant leaks in: two patients with their narratives, or a simulated hospital."""
 
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,16 @@ import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.files import write_table
-from ckd_ehr.contracts.records import NARRATIVES, PAIRS, VISITS, label_names, with_label_names
+from ckd_ehr.contracts.records import (
+    EFFICACY,
+    GUIDELINES,
+    NARRATIVES,
+    PAIRS,
+    TITLES,
+    VISITS,
+    label_names,
+    with_label_names,
+)
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.cohort import write_cohort as run_cohort
 from ckd_ehr.data.events import write_events
@@ -18,6 +28,7 @@ Rows = list[dict[str, object]]
 DAY = datetime.timedelta(days=1)
 START = datetime.datetime(2100, 1, 1)
 HEART = {"system": "ICD9CM", "code": "4280", "title": "Congestive heart failure"}
+KNOWN = {"efficacy": EFFICACY, "guidelines": GUIDELINES, "titles": TITLES}
 SEPSIS = {"system": "ICD9CM", "code": "0389", "title": "Unspecified septicemia"}
 
 
@@ -105,6 +116,7 @@ def narratives() -> Rows:
                     "text": text,
                     "spans": [dict(part) for part in spans],
                     "concepts_cut": 0,
+                    "knowledge_cut": 0,
                 }
             )
     return rows
@@ -132,14 +144,17 @@ def span(
     }
 
 
-def write_narratives(folder: Path, rows: Rows) -> list[Path]:
-    """Write one file a reader, as the stage `knowledge` does."""
+def write_narratives(folder: Path, told: Rows, known: Mapping[str, Rows] | None = None) -> Path:
+    """Write one file a reader and the tables of what is known, as the stage `knowledge` does."""
     files = []
     for reader in ("teacher", "student"):
-        mine = [row for row in rows if row["reader"] == reader]
+        mine = [row for row in told if row["reader"] == reader]
         files.append(folder / f"{reader}.parquet")
         write_table(pa.Table.from_pylist(mine, schema=NARRATIVES), files[-1], NARRATIVES)
-    return files
+    for name, rows in {"efficacy": [], "guidelines": [], "titles": [], **(known or {})}.items():
+        table = pa.Table.from_pylist(rows, schema=KNOWN[name])
+        write_table(table, folder / f"{name}.parquet", KNOWN[name])
+    return folder
 
 
 def simulated_cohort(folder: Path, *, patients: int, seed: int = 7) -> tuple[Path, Path]:

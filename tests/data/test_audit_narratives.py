@@ -17,8 +17,8 @@ def as_recorded(_system: str, code: str, title: str | None) -> str:
 
 def findings_of(folder: Path, rows: Rows, words_of: WordsOf = as_recorded) -> list[Finding]:
     cohort = write_cohort(folder / "cohort", visits(), pairs())
-    files = write_narratives(folder / "knowledge", rows)
-    return narrative_findings(files, cohort, words_of=words_of)
+    knowledge = write_narratives(folder / "knowledge", rows)
+    return narrative_findings(knowledge, cohort, words_of=words_of)
 
 
 def spans_of(row: dict[str, object]) -> Rows:
@@ -71,18 +71,12 @@ def test_a_number_in_the_name_of_a_drug_is_no_id(tmp_path: Path) -> None:
     rows[2]["text"] = f"{text} {name}."
     shown = span(start, start + len(name), kind="medication", system="NAME", code=name, index=1)
     spans_of(rows[2]).append(shown)
-    files = write_narratives(tmp_path / "knowledge", rows)
-    assert narrative_findings(files, cohort, words_of=as_recorded) == []
+    knowledge = write_narratives(tmp_path / "knowledge", rows)
+    assert narrative_findings(knowledge, cohort, words_of=as_recorded) == []
 
 
 def test_clean_narratives_pass_and_titles_may_speak_of_death(tmp_path: Path) -> None:
     assert findings_of(tmp_path, narratives()) == []
-
-
-def test_the_future_of_a_pair_may_stand_in_knowledge_spans(tmp_path: Path) -> None:
-    rows = narratives()
-    spans_of(rows[2])[1].update(code=SEPSIS["code"], from_knowledge=True)
-    assert findings_of(tmp_path, rows) == []
 
 
 def test_harmless_numbers_pass(tmp_path: Path) -> None:

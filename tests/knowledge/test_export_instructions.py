@@ -19,7 +19,7 @@ from ckd_ehr.data.events import write_events
 from ckd_ehr.data.sources.drug_names import drug_name
 from ckd_ehr.data.sources.instruction_labels import LabelNames
 from ckd_ehr.knowledge.instructions import export_instructions, words_of
-from ckd_ehr.knowledge.narrative import write_narratives
+from ckd_ehr.knowledge.stage import write_knowledge
 from small_hospital import FREQUENT
 
 NAMES = LabelNames()
@@ -32,12 +32,13 @@ Told = tuple[tuple[tuple[frozenset[str], ...], ...], tuple[str, ...], str]
 
 def make(folder: Path, **settings: object) -> Path:
     """Run the stages up to the narratives; returns the run's folder."""
-    config = build_config({"name": "test", "labels": LABELS, **settings})
+    knowledge = {"guidelines": {"pack": None}}
+    config = build_config({"name": "test", "labels": LABELS, "knowledge": knowledge, **settings})
     inputs: dict[str, Path] = {}
     for name, stage in {
         "events": write_events,
         "cohort": write_cohort,
-        "knowledge": lambda context: write_narratives(
+        "knowledge": lambda context: write_knowledge(
             context, {reader: lambda text: len(text) // 4 for reader in ("teacher", "student")}
         ),
     }.items():

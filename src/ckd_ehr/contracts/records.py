@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,10 @@ import pyarrow.compute as pc
 from ckd_ehr.contracts.code_patterns import plain_code
 from ckd_ehr.contracts.errors import CkdEhrError
 
-Kind = Literal["demographics", "diagnosis", "medication", "procedure"]
+# The last three are pieces of medical knowledge, not of the record.
+Kind = Literal[
+    "demographics", "diagnosis", "medication", "procedure", "category", "efficacy", "guideline"
+]
 Split = Literal["train", "tuning", "held_out"]
 Reader = Literal["teacher", "student"]
 
@@ -69,8 +72,7 @@ class Visit:
     procedures: tuple[Code, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Where a concept stands in a narrative's text: characters `start` up to `end`."""
 
     start: int
@@ -85,22 +87,30 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Narrative:
-    """A history as text, the concepts in it, and how many concepts the token budget cut."""
+    """A history as text, the concepts in it, and what the token budget cut.
+
+    `concepts_cut` counts concepts of the record, `knowledge_cut` pieces of knowledge.
+    """
 
     text: str
     spans: tuple[Span, ...]
     concepts_cut: int
+    knowledge_cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptEvidence:
-    """What one concept adds to a label's calibrated log-odds (signed)."""
+    """What one concept adds to a label's calibrated log-odds (signed).
+
+    `citation` says where a piece of knowledge is from; empty for concepts of the record.
+    """
 
     concept_id: str
     text: str
     kind: Kind
     visit_index: int
     log_odds: float
+    citation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +136,16 @@ class LabelExplanation:
         >>> LabelExplanation("Shock", 0.3, 0.1, -2.0, 1.5, (fever,)).reading_state_share
         0.75
         """
-        reading = abs(self.reading_state_log_odds)
-        total = reading + sum(abs(concept.log_odds) for concept in self.concepts)
-        return reading / total if total > 0 else 0.0
+        return self._share(abs(self.reading_state_log_odds))
+
+    @property
+    def knowledge_share(self) -> float:
+        """As `reading_state_share`, of what is of medical knowledge and not of the record."""
+        return self._share(sum(abs(c.log_odds) for c in self.concepts if c.citation))
+
+    def _share(self, part: float) -> float:
+        total = abs(self.reading_state_log_odds) + sum(abs(c.log_odds) for c in self.concepts)
+        return part / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +223,36 @@ NARRATIVES = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("spans", pa.list_(SPAN), nullable=False),
         pa.field("concepts_cut", pa.int32(), nullable=False),
+        pa.field("knowledge_cut", pa.int32(), nullable=False),
+    ]
+)
+
+# What each code of the cohort is called and belongs to: categories from the broadest.
+TITLES = pa.schema(
+    [
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("title_origin", pa.string(), nullable=False),
+        pa.field("categories", pa.list_(pa.string()), nullable=False),
+        pa.field("categories_origin", pa.string(), nullable=False),
+    ]
+)
+
+# Statements of guideline digests, each with the file and lines it stands in.
+GUIDELINES = pa.schema(
+    [
+        pa.field("snippet_id", pa.string(), nullable=False),
+        pa.field("guideline_id", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("doi", pa.string()),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("first_line", pa.int32(), nullable=False),
+        pa.field("last_line", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        # CCS categories: for whom the guideline is, and what the statement speaks of.
+        pa.field("conditions", pa.list_(pa.int32()), nullable=False),
+        pa.field("mentions", pa.list_(pa.int32()), nullable=False),
     ]
 )
 
@@ -218,6 +265,7 @@ EFFICACY = pa.schema(
         pa.field("kind", pa.string(), nullable=False),
         pa.field("system", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
+        pa.field("treatment", pa.string(), nullable=False),  # in words
         pa.field("treated", pa.int32(), nullable=False),
         pa.field("treated_resolved", pa.int32(), nullable=False),
         pa.field("untreated", pa.int32(), nullable=False),

@@ -38,6 +38,7 @@ from ckd_ehr.knowledge.effects import (
     shrink,
     standardised,
 )
+from ckd_ehr.knowledge.ontology import words_of
 
 ALL_TRAIN = -1
 KIND_OF: Mapping[str, Kind] = {"medications": "medication", "procedures": "procedure"}
@@ -54,6 +55,7 @@ class Treated:
     resolved: Bools  # (pairs, labels) not there at the next
     treatments: Bools  # (pairs, treatments) at the last visit
     keys: Sequence[CodeKey]  # of the treatments
+    words: Sequence[str]  # what the treatments are called
     severity: Floats  # (pairs, 3) age, number of diagnoses, length of stay
     drug_counts: Floats  # (pairs,)
     subject_ids: NDArray[np.int64]
@@ -91,19 +93,15 @@ def count_efficacy(
         kinds: what counts as a treatment.
         min_support: pairs on either side of a comparison, at least.
     """
-    pairs = _labelled_train(pairs)
-    if not pairs.num_rows:
-        return Efficacy(EFFICACY.empty_table(), {}, [])
-    last_visits = pc.list_flatten(pairs["history"])
-    visits = visits.filter(pc.is_in(visits["visit_id"], value_set=last_visits.combine_chunks()))
-    seen = _observe(visits, pairs, phenotypes, kinds)
+    train = pairs.filter(pc.equal(pairs["split"], "train"))
+    folds = sorted(set(train["fold"].to_pylist()))
+    seen = _observe(visits, _labelled(train), phenotypes, kinds)
     names = [phenotype.name for phenotype in phenotypes]
     tables, left_out, fitted = [EFFICACY.empty_table()], Counter[str](), []
-    folds = sorted(set(seen.folds.tolist()))
     for fold in (ALL_TRAIN, *folds):
         rows = np.flatnonzero(seen.folds != fold)
         parts = [_of_disease(seen, rows, label, min_support) for label in range(len(names))]
-        tables.append(_table(fold, names, seen.keys, parts))
+        tables.append(_table(fold, names, seen, parts))
         if fold == ALL_TRAIN:
             for part in parts:
                 left_out.update(part.left_out)
@@ -114,18 +112,19 @@ def count_efficacy(
     return Efficacy(pa.concat_tables(tables), dict(left_out), fitted)
 
 
-def _labelled_train(pairs: pa.Table) -> pa.Table:
-    """Those pairs, each with the last visit of its history alone."""
-    chosen = pc.and_(pc.equal(pairs["split"], "train"), pairs["labels"].is_valid())
-    pairs = pairs.filter(chosen)
-    lasts = pa.array([[history[-1]] for history in pairs["history"].to_pylist()])
+def _labelled(pairs: pa.Table) -> pa.Table:
+    """The pairs with labels, each with the last visit of its history alone."""
+    pairs = pairs.filter(pairs["labels"].is_valid())
+    lasts = [[history[-1]] for history in pairs["history"].to_pylist()]
     column = pairs.column_names.index("history")
-    return pairs.set_column(column, "history", lasts.cast(pa.list_(pa.string())))
+    return pairs.set_column(column, "history", pa.array(lasts, pa.list_(pa.string())))
 
 
 def _observe(
     visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], kinds: Collection[Kind]
 ) -> Treated:
+    last_visits = pa.array([history[0] for history in pairs["history"].to_pylist()], pa.string())
+    visits = visits.filter(pc.is_in(visits["visit_id"], value_set=last_visits))
     histories, (codes, keys) = index_histories(visits, pairs), visit_codes(visits)
     wanted = [n for n, key in enumerate(keys) if KIND_OF.get(key[0]) in kinds]
     last_codes = histories.last @ codes
@@ -138,12 +137,24 @@ def _observe(
         resolved=_resolved(labels, phenotypes),
         treatments=np.asarray(last_codes[:, wanted].toarray() > 0),
         keys=[keys[n] for n in wanted],
+        words=_words(visits, [keys[n] for n in wanted]),
         severity=_severity(visits, histories, counts["diagnoses"]),
         drug_counts=counts["medications"],
         subject_ids=pairs["subject_id"].to_numpy(),
         folds=pairs["fold"].to_numpy(),
         pair_ids=pairs["pair_id"].to_pylist(),
     )
+
+
+def _words(visits: pa.Table, keys: Sequence[CodeKey]) -> list[str]:
+    """What each treatment is called; of several titles of a source the first by alphabet."""
+    titles: dict[CodeKey, str | None] = {}
+    for kind in {key[0] for key in keys}:
+        codes = pc.list_flatten(visits[kind]).combine_chunks()
+        named = pa.table({name: codes.field(name) for name in ("system", "code", "title")})
+        first = named.group_by(["system", "code"]).aggregate([("title", "min")]).to_pylist()
+        titles |= {(kind, row["system"], row["code"]): row["title_min"] for row in first}
+    return [words_of(key[1], key[2], titles[key]) for key in keys]
 
 
 def _resolved(labels: Bools, phenotypes: Sequence[Phenotype]) -> Bools:
@@ -165,7 +176,7 @@ def _resolved(labels: Bools, phenotypes: Sequence[Phenotype]) -> Bools:
 
 def _severity(visits: pa.Table, histories: HistoryIndex, diagnosis_counts: Floats) -> Floats:
     """Age (NaN if unknown), log number of diagnoses, log days of the last stay."""
-    last = np.asarray(histories.last.argmax(axis=1)).ravel()
+    last = histories.last.indices  # one a row
     ages = visits["age_years"].to_numpy().astype(np.float64)
     stay = visits["discharge_time"].to_numpy() - visits["admit_time"].to_numpy()
     days = stay / np.timedelta64(1, "D")
@@ -230,10 +241,9 @@ def _compare(
     )
 
 
-def _table(
-    fold: int, names: Sequence[str], keys: Sequence[CodeKey], parts: Sequence[_Disease]
-) -> pa.Table:
+def _table(fold: int, names: Sequence[str], seen: Treated, parts: Sequence[_Disease]) -> pa.Table:
     """One fold's rows: by label, the best first."""
+    keys = seen.keys
     columns = np.concatenate([part.columns for part in parts])
     labels = np.repeat([part.label for part in parts], [len(part.columns) for part in parts])
     effects = Effects(
@@ -247,6 +257,7 @@ def _table(
         "kind": [KIND_OF[keys[column][0]] for column in columns],
         "system": [keys[column][1] for column in columns],
         "code": [keys[column][2] for column in columns],
+        "treatment": [seen.words[column] for column in columns],
         **{name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts},
         **{field.name: getattr(effects, field.name) for field in fields(Effects)},
         "q_value": q_values(effects.log_odds, effects.standard_error),

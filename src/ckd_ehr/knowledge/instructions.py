@@ -1,26 +1,37 @@
 """A run's labelled pairs → instruction files in the paper's phrasing, for LLaMA-Factory.
 
-In: the cohort stage's visits and pairs. Out: `train.jsonl`, `tuning.jsonl`, `held_out.jsonl`, a
-pair a line, and `dataset_info.json`; the source `instructions` reads them back. Ignores:
-unlabelled pairs, demographics, times, and all of the next visit but its labels. The files are
-patient data: they hold no id in clear, and whole histories.
+In: the cohort stage's visits and pairs, and if wanted what is known of each history. Out:
+`train.jsonl`, `tuning.jsonl`, `held_out.jsonl`, a pair a line, and `dataset_info.json`; the source
+`instructions` reads them back, and passes over the knowledge. Ignores: unlabelled pairs,
+demographics, times, and all of the next visit but its labels. The files are patient data: they
+hold no id in clear, and whole histories.
 """
 
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table, write_json
 from ckd_ehr.contracts.folders import whole_folder
-from ckd_ehr.contracts.records import PAIRS, VISITS, Code, Visit, label_names, visits_from_table
+from ckd_ehr.contracts.records import (
+    PAIRS,
+    VISITS,
+    Code,
+    Kind,
+    Visit,
+    label_names,
+    visits_from_table,
+)
 from ckd_ehr.data.sources.instruction_files import DATASET_INFO
 from ckd_ehr.data.sources.instruction_labels import LabelNames, LabelStyle
 from ckd_ehr.data.sources.instruction_text import ANSWER, VisitWords, write_history
 from ckd_ehr.data.splits import SPLIT_NAMES
+from ckd_ehr.knowledge.facts import Facts
 from ckd_ehr.knowledge.ontology import title_of
 
 TASK = (
@@ -28,6 +39,14 @@ TASK = (
     "patient have at the next visit? Answer with their names, separated by commas, or with None. "
     "Diseases: {labels}."
 )
+# Knowledge comes last, its words in quotes, so that it is read as nothing of the patient's own.
+HINTS: Mapping[Kind, str] = {
+    "category": "The kinds of disease are",
+    "efficacy": "The medications that maybe have therapeutic effect on these diseases are",
+    "guideline": "Guideline digests say:",
+}
+# A history and its pair's fold → what is told besides, a sentence a kind.
+FactsOf = Callable[[Sequence[Visit], int], Sequence[Facts]]
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 
 
@@ -45,6 +64,7 @@ def export_instructions(
     *,
     label_style: LabelStyle = "ours",
     subject_secret: bytes | None = None,
+    facts_of: FactsOf | None = None,
 ) -> Exported:
     """Write the labelled pairs of a cohort as instruction files.
 
@@ -54,6 +74,7 @@ def export_instructions(
         label_style: our names of the labels, or the paper's where it has one.
         subject_secret: given, each line names its patient under `subject_id` by a hash with this
             key, so that one patient's lines can be told as such.
+        facts_of: given, each input ends with what it says of the history.
 
     Raises:
         CkdEhrError: no pair is labelled, or `out` holds anything.
@@ -71,7 +92,9 @@ def export_instructions(
     with whole_folder(out) as folder:
         for split in SPLIT_NAMES:
             lines = [
-                _line(row, [visits[visit_id] for visit_id in row["history"]], shown, names)
+                _line(
+                    row, [visits[visit_id] for visit_id in row["history"]], shown, names, facts_of
+                )
                 | _subject(row["subject_id"], subject_secret)
                 for row in rows
                 if row["split"] == split
@@ -97,17 +120,30 @@ def _titles(codes: Sequence[Code]) -> tuple[str, ...]:
 
 
 def _line(
-    row: Mapping[str, Sequence[bool]],
+    row: Mapping[str, Any],
     history: Sequence[Visit],
     shown: Sequence[str],
     names: LabelNames,
+    facts_of: FactsOf | None,
 ) -> dict[str, str]:
     present = [name for name, on in zip(shown, row["labels"], strict=True) if on]
+    told = write_history([words_of(visit) for visit in history], names.join)
+    known = facts_of(history, row["fold"]) if facts_of else ()
     return {
         "instruction": TASK.format(labels=names.join(shown)),
-        "input": write_history([words_of(visit) for visit in history], names.join),
+        "input": " ".join([told, *map(_hint, known)]),
         "output": f"{ANSWER} {names.join(present)}",
     }
+
+
+def _hint(facts: Facts) -> str:
+    """Facts of one kind as a sentence.
+
+    >>> _hint((Fact("guideline", "GUIDELINE", "a.md#L1", 'So-called "silent" stroke recurs'),))
+    'Guideline digests say: "So-called ""silent"" stroke recurs".'
+    """
+    quoted = ['"' + fact.text.replace('"', '""') + '"' for fact in facts]
+    return f"{HINTS[facts[0].kind]} {', '.join(quoted)}."
 
 
 def _subject(subject_id: int, secret: bytes | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table
-from ckd_ehr.contracts.records import NARRATIVES, PAIRS, Narrative, Reader, Span, label_names
+from ckd_ehr.contracts.records import PAIRS, Narrative, label_names
 from ckd_ehr.learning.alignment import Reading, encode
 from ckd_ehr.learning.batches import Example
 from ckd_ehr.learning.weights import load_tokenizer, resolve_model
@@ -57,19 +57,6 @@ def read_pairs(cohort: Path) -> PairTable:
         labels=np.array([row or [False] * len(names) for row in rows], dtype=bool),
         label_names=names,
     )
-
-
-def read_narratives(knowledge: Path, reader: Reader) -> dict[str, Narrative]:
-    """Read one reader's narratives, by pair."""
-    table = read_table(knowledge / f"{reader}.parquet", NARRATIVES)
-    return {
-        row["pair_id"]: Narrative(
-            text=row["text"],
-            spans=tuple(Span(**span) for span in row["spans"]),
-            concepts_cut=row["concepts_cut"],
-        )
-        for row in table.to_pylist()
-    }
 
 
 class TextReader:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.config import KnowledgeConfig, RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import (
     ConceptEvidence,
     Explanation,
@@ -21,8 +22,11 @@ from ckd_ehr.contracts.records import (
     Narrative,
     Visit,
 )
-from ckd_ehr.knowledge.narrative import tell
-from ckd_ehr.learning.examples import TextReader, read_narratives
+from ckd_ehr.knowledge.efficacy import ALL_TRAIN
+from ckd_ehr.knowledge.facts import Facts, KnowledgeBase
+from ckd_ehr.knowledge.narrative import Teller
+from ckd_ehr.knowledge.sources import cite_narrative
+from ckd_ehr.learning.examples import TextReader
 from ckd_ehr.learning.heads import HeadOutput
 from ckd_ehr.learning.reading import pick_device, predict_logits, read_batch, reading
 from ckd_ehr.learning.scoring import PlattScaling
@@ -31,9 +35,14 @@ from ckd_ehr.learning.weights import token_counter
 
 
 class StudentPredictor:
-    """A student, its tokenizer and its calibration, loaded from one folder."""
+    """A student, its tokenizer and its calibration, loaded from one folder.
 
-    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+    Args:
+        folder: of the student.
+        knowledge: the folder of the knowledge stage, to tell new histories as it did.
+    """
+
+    def __init__(self, folder: Path, *, knowledge: Path | None = None, device: str = "cpu") -> None:
         try:
             facts = json.loads((folder / PREDICTOR).read_text())
         except FileNotFoundError:
@@ -42,22 +51,36 @@ class StudentPredictor:
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self.prevalence = np.asarray(facts["prevalence"])
         self.scaling = PlattScaling(np.asarray(facts["slope"]), np.asarray(facts["intercept"]))
-        self.max_tokens = int(facts["max_tokens"])
         self.max_history_visits = int(facts["max_history_visits"])
         self.device = pick_device(device)
         self.model = load_student(folder, device=self.device)
         self.reader = TextReader(str(folder), "first")
-        self._count_tokens = token_counter(str(folder))
+        self._teller = Teller(token_counter(str(folder)), max_tokens=int(facts["max_tokens"]))
+        self._settings = KnowledgeConfig.model_validate(facts["knowledge"])
+        self._base = None
+        if knowledge is not None:
+            phenotypes = [Phenotype.model_validate(row) for row in facts["phenotypes"]]
+            self._base = KnowledgeBase.load(
+                knowledge, phenotypes=phenotypes, settings=self._settings
+            )
 
     @classmethod
     def load(cls, run: Path, variant: Variant = "distilled") -> "StudentPredictor":
         """The student of a run directory."""
-        return cls(run / "06_student" / variant)
+        return cls(run / "06_student" / variant, knowledge=run / "03_knowledge")
 
     def narrate(self, history: Sequence[Visit]) -> Narrative:
         """The text the student reads of a history (oldest visit first)."""
         recent = history[-self.max_history_visits :]
-        return tell(recent, count_tokens=self._count_tokens, max_tokens=self.max_tokens)
+        return self._teller.tell(recent, self._facts(recent))
+
+    def _facts(self, history: Sequence[Visit]) -> tuple[Facts, ...]:
+        """What any patient is told who was not of train."""
+        if self._base is None:
+            return ()
+        return self._base.facts(
+            history, fold=ALL_TRAIN, reader=self._settings.student, counter=self._teller.counter
+        )
 
     def predict(self, histories: Sequence[Sequence[Visit]]) -> NDArray[np.float64]:
         """Calibrated probabilities (histories, labels), given that there is a next visit."""
@@ -71,14 +94,25 @@ class StudentPredictor:
         )
         return np.asarray(expit(self.scaling.apply(logits)))
 
-    def explain(self, pair_id: str, narrative: Narrative) -> Explanation:
-        """The risks of one narrative, and each concept's part in their log-odds."""
+    def explain(
+        self, pair_id: str, narrative: Narrative, citations: Mapping[str, str] | None = None
+    ) -> Explanation:
+        """The risks of one narrative, and each concept's part in their log-odds.
+
+        Args:
+            pair_id: its pair.
+            narrative: what the student reads.
+            citations: concept_id → where a piece of knowledge is from.
+        """
         example = self.reader.example(pair_id, narrative)
         with reading(self.device, "fp32"):
             output = read_batch(
                 self.model, [example], pad_token=self.reader.pad_token, device=self.device
             )
-        labels = tuple(self._explain_label(output, narrative, k) for k in range(len(self.labels)))
+        cited = citations or {}
+        labels = tuple(
+            self._explain_label(output, narrative, k, cited) for k in range(len(self.labels))
+        )
         return Explanation(
             pair_id=pair_id,
             model=f"student_{self.facts['variant']}",
@@ -86,7 +120,9 @@ class StudentPredictor:
             labels=labels,
         )
 
-    def _explain_label(self, output: HeadOutput, narrative: Narrative, k: int) -> LabelExplanation:
+    def _explain_label(
+        self, output: HeadOutput, narrative: Narrative, k: int, citations: Mapping[str, str]
+    ) -> LabelExplanation:
         slope, intercept = self.scaling.slope[k], self.scaling.intercept[k]
         evidence = slope * output.evidence[0, k].double().numpy()
         bias = slope * self.model.head.bias[k].item() + intercept
@@ -97,6 +133,7 @@ class StudentPredictor:
                 kind=span.kind,
                 visit_index=span.visit_index,
                 log_odds=float(value),
+                citation=citations.get(span.concept_id, ""),
             )
             for span, value in zip(narrative.spans, evidence[1:], strict=True)
         )
@@ -116,10 +153,6 @@ def explain_pair(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) ->
     Args:
         inputs: the folders of the stages `cohort`, `knowledge` and `student`.
     """
-    narratives = read_narratives(inputs["knowledge"], "student")
-    if pair_id not in narratives:
-        raise CkdEhrError(
-            f"pair {pair_id} is not in this run; its pairs are in {inputs['cohort']}/pairs.parquet"
-        )
+    narrative, citations = cite_narrative(inputs, config, pair_id=pair_id, reader="student")
     predictor = StudentPredictor(inputs["student"] / "distilled", device=config.device)
-    return predictor.explain(pair_id, narratives[pair_id])
+    return predictor.explain(pair_id, narrative, citations)

@@ -10,7 +10,8 @@ import numpy as np
 
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
-from ckd_ehr.learning.examples import TextReader, read_narratives, read_pairs
+from ckd_ehr.knowledge.sources import read_narratives
+from ckd_ehr.learning.examples import TextReader, read_pairs
 from ckd_ehr.learning.heads import LabelAttentionModel
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
 from ckd_ehr.learning.student import load_student

@@ -23,8 +23,9 @@ from ckd_ehr.contracts.files import read_table, sha256_of, write_json, write_tab
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, with_label_names
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import Example, batches_by_tokens
-from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
+from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
 from ckd_ehr.learning.heads import LabelAttentionModel
 from ckd_ehr.learning.precision import Arithmetic
 from ckd_ehr.learning.reading import pick_device, read_batch, reading

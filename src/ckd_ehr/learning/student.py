@@ -24,8 +24,9 @@ from ckd_ehr.contracts.files import read_table, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import Batch, Example
-from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
+from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
 from ckd_ehr.learning.heads import (
     HeadOutput,
     LabelAttentionHead,
@@ -267,6 +268,8 @@ def _finish(
         "intercept": scaling.intercept.tolist(),
         "calibration_pairs": int(tuning.sum()),
         "max_tokens": context.config.knowledge.student.max_tokens,
+        "knowledge": context.config.knowledge.model_dump(mode="json"),
+        "phenotypes": [p.model_dump(mode="json") for p in context.config.labels.selected],
         "max_history_visits": context.config.cohort.max_history_visits,
         "seed": context.config.seed,
     }

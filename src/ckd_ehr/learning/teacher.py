@@ -24,8 +24,9 @@ from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import Batch, Example
-from ckd_ehr.learning.examples import PairTable, TextReader, read_narratives, read_pairs
+from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
 from ckd_ehr.learning.heads import (
     HeadOutput,
     LabelAttentionHead,

@@ -4,8 +4,9 @@ In: pairs.parquet and each stage's `fitted.json`. Out: one result a stage. Ignor
 anything was fitted. The digests are computed again from pairs.parquet: what a record says of its
 splits and folds is not believed.
 
-The teacher of fold f labels the pairs of fold f, so it must not have seen them, and its
-calibration is fitted on just those. A distilled student may use unlabelled train pairs too.
+Of treatments a pair of fold f is told what was counted without fold f, other pairs what was counted
+on all of train. The teacher of fold f labels the pairs of fold f: it must not have seen them, and
+its calibration is fitted on just those. A distilled student may use unlabelled train pairs too.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from ckd_ehr.contracts.records import Split
 from ckd_ehr.data.audit.findings import CheckResult, Finding, findings_of
 
 CHECK = "fitted on allowed pairs"
-STAGES = ("teacher", "signals", "student", "evaluation")
+STAGES = ("knowledge", "teacher", "signals", "student", "evaluation")
 _REMEDY = (
     "fit weights on train, and early stopping, penalties, calibration and thresholds on tuning or "
     "out of fold; then delete the stage's folder and run again"
@@ -74,7 +75,12 @@ def allowed_pairs(stage: str, folds: Sequence[int]) -> dict[str, Allowed]:
 
 def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
     train, tuning = Allowed("train"), Allowed("tuning")
-    if stage == "teacher":
+    if stage == "knowledge":
+        yield "efficacy/all", train
+        for fold in folds:
+            others = tuple(other for other in folds if other != fold)
+            yield f"efficacy/without_fold_{fold}", Allowed("train", others)
+    elif stage == "teacher":
         for fold in folds:
             others = tuple(other for other in folds if other != fold)
             yield f"fold_{fold}/weights", Allowed("train", others)

@@ -5,17 +5,20 @@ each check. Ignores: how texts are written. A span of a diagnosis, drug or proce
 of its history visit (`visit_index`, the oldest is 0), in the words that this code always has: what
 depends on the code alone cannot tell of the next visit. Outside these spans, in demographics too,
 must not stand dates, distances in time, deaths, readmissions, nor the next visit's id and titles.
-Within them numbers and words of the kind are part of a title.
+Within them numbers and words of the kind are part of a title. Spans of knowledge: see facts.py.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ckd_ehr.contracts.records import Reader
+from ckd_ehr.data.audit.facts import ADD_FACTS, FACT_CHECKS, FACT_TABLES, views_of
 from ckd_ehr.data.audit.findings import CheckResult, Finding, SqlCheck, findings_of, run_checks
 from ckd_ehr.data.audit.tables import ITEM_KEY, open_cohort, scan
 
@@ -43,7 +46,7 @@ _WORDING = (
     "came later: change it in the source's tables, then run again"
 )
 
-CHECKS = (
+_CHECKS = (
     SqlCheck(
         "one narrative a pair and reader",
         "narratives are missing, or belong to no pair",
@@ -119,6 +122,8 @@ CHECKS = (
     ),
 )
 
+CHECKS = (*_CHECKS, *FACT_CHECKS)
+
 # shown: what each history visit has, by its position. future: what only the next visit has.
 # frames: texts without spans of codes. titles: what a code may be called, by the source or by
 # `words_of`. words: what each is called; unusual_words: other than by such a title, or by itself;
@@ -163,31 +168,28 @@ _ADD_WORDS = f"""
     GROUP BY 1, 2"""
 _ADD_FRAMES = "INSERT INTO frames SELECT pair_no, frame FROM batch_frames JOIN keys USING (pair_id)"
 _SPAN_FIELDS = ("start", "end", "kind", "system", "code", "visit_index", "from_knowledge")
-_UNREAD = ("reader", "concept_id", "concepts_cut")
+_UNREAD = ("reader", "concept_id", "concepts_cut", "knowledge_cut")
 _BUFFER = 1 << 20
 _BATCH = 2048  # narratives at a time: their spans are many
 
 
-def narrative_findings(
-    narratives: Sequence[Path], cohort: Path, *, words_of: WordsOf
-) -> list[Finding]:
+def narrative_findings(knowledge: Path, cohort: Path, *, words_of: WordsOf) -> list[Finding]:
     """All that is wrong with a run's narratives; empty if nothing is.
 
     Args:
-        narratives: one Parquet file for each reader.
+        knowledge: the stage's folder, with the narratives of each reader and what is known.
         cohort: the folder of visits.parquet and pairs.parquet.
         words_of: how the narratives call a code.
     """
-    return findings_of(narrative_checks(narratives, cohort, words_of=words_of))
+    return findings_of(narrative_checks(knowledge, cohort, words_of=words_of))
 
 
-def narrative_checks(
-    narratives: Sequence[Path], cohort: Path, *, words_of: WordsOf
-) -> list[CheckResult]:
+def narrative_checks(knowledge: Path, cohort: Path, *, words_of: WordsOf) -> list[CheckResult]:
     """As `narrative_findings`, with the checks that passed."""
+    narratives = [knowledge / f"{reader}.parquet" for reader in get_args(Reader)]
     with open_cohort(cohort) as connection:
-        connection.execute(f"CREATE VIEW narratives AS {scan(list(narratives))}")
-        connection.execute(_TABLES)
+        connection.execute(f"CREATE VIEW narratives AS {scan(narratives)}")
+        connection.execute(views_of(knowledge) + _TABLES + FACT_TABLES)
         _add_titles(connection, words_of)
         for path in narratives:
             file = pq.ParquetFile(path, buffer_size=_BUFFER)
@@ -221,6 +223,7 @@ def _add(connection: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> None:
     connection.register("batch_spans", pa.table(columns))
     connection.execute(_ADD_SPANS)
     connection.execute(_ADD_WORDS)
+    connection.execute(ADD_FACTS)
     edges: list[tuple[list[int], list[int]]] = [([], []) for _ in plain]
     of_codes = pc.not_equal(spans.field("kind"), "demographics").to_pylist()
     for owner, start, end, cut in zip(owners.to_pylist(), starts, ends, of_codes, strict=True):

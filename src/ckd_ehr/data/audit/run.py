@@ -14,8 +14,6 @@ from ckd_ehr.data.audit.cohort import cohort_checks
 from ckd_ehr.data.audit.findings import CheckResult, accept
 from ckd_ehr.data.sources.dataset import has_shifted_times, has_synthetic_times
 
-READERS = ("teacher", "student")
-
 
 def audit_run(directory: RunDirectory, *, words_of: narratives.WordsOf) -> list[CheckResult]:
     """Audit the files of a run, which must be as their stages left them.
@@ -49,8 +47,7 @@ def _narratives(
     if not _has_finished(directory, narratives.STAGE):
         return [_waiting(check.check, narratives.STAGE) for check in narratives.CHECKS]
     folder = directory.require_intact(narratives.STAGE)
-    files = [folder / f"{reader}.parquet" for reader in READERS]
-    return narratives.narrative_checks(files, cohort, words_of=words_of)
+    return narratives.narrative_checks(folder, cohort, words_of=words_of)
 
 
 def _fitted(directory: RunDirectory, cohort: Path, stage: str) -> list[CheckResult]:

@@ -1,0 +1,215 @@
+"""The knowledge stage: what is known of codes, treatments and guidelines, and every history told.
+
+In: the cohort's visits and pairs, guideline digests, each reader's token counter. Out: the tables
+of titles, efficacy and guideline statements, and a table of narratives for each reader. Ignores:
+what any of it says. A history is told what was counted without its own fold's patients.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ckd_ehr.contracts.config import GuidelinesConfig, KnowledgeConfig
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table, write_json, write_table
+from ckd_ehr.contracts.fitted import FITTED, write_fitted
+from ckd_ehr.contracts.records import (
+    EFFICACY,
+    GUIDELINES,
+    NARRATIVES,
+    PAIRS,
+    TITLES,
+    VISITS,
+    Code,
+    Reader,
+    Visit,
+)
+from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.contracts.wheels import parse_wheel_path, unpack
+from ckd_ehr.knowledge.categories import category_path_of
+from ckd_ehr.knowledge.efficacy import count_efficacy
+from ckd_ehr.knowledge.facts import (
+    EFFICACY_FILE,
+    GUIDELINES_FILE,
+    KnowledgeBase,
+    snippets_table,
+)
+from ckd_ehr.knowledge.guidelines import Digests, folder_digest, read_pack, read_site_folder
+from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
+from ckd_ehr.knowledge.pieces import CountTokens
+from ckd_ehr.knowledge.telling import ToTell, histories_of, tell_all
+
+TITLES_FILE = "titles.parquet"
+BATCH = 2048  # narratives held as Python objects at a time
+CHECKED = 500  # of so many texts one is counted as a whole
+SAID_FILES = 3
+
+
+def guidelines_digests(settings: KnowledgeConfig) -> dict[str, str]:
+    """What identifies the guideline digests that a run reads; an error if they are not there."""
+    if not settings.uses_guidelines:
+        return {}
+    digests = {}
+    if (pack := settings.guidelines.pack) is not None:
+        wheel = parse_wheel_path(pack)
+        digests["guidelines.pack"] = wheel.sha256 if wheel else folder_digest(Path(pack))
+    if settings.guidelines.folder is not None:
+        digests["guidelines.folder"] = folder_digest(settings.guidelines.folder)
+    return digests
+
+
+def read_digests(settings: GuidelinesConfig) -> Digests:
+    """The statements of the pack, fetched on first use, and of the site's own folder."""
+    parts = []
+    if settings.pack is not None:
+        wheel = parse_wheel_path(settings.pack)
+        parts.append(read_pack(unpack(wheel) if wheel else Path(settings.pack)))
+    if settings.folder is not None:
+        parts.append(read_site_folder(settings.folder))
+    snippets = tuple(snippet for part in parts for snippet in part.snippets)
+    doubled = [name for name, n in Counter(s.snippet_id for s in snippets).items() if n > 1]
+    if doubled:
+        guideline = doubled[0].partition("/")[0]
+        raise CkdEhrError(
+            f"knowledge.guidelines.folder: {settings.folder}: id '{guideline}' is also one of the "
+            f"pack's; give the site's own guideline another id"
+        )
+    return Digests(
+        snippets=snippets,
+        left_out=tuple(line for part in parts for line in part.left_out),
+        guidelines=sum(part.guidelines for part in parts),
+        files=sum(part.files for part in parts),
+    )
+
+
+def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTokens]) -> None:
+    """Stage `knowledge`: its tables, each reader's narrative of every pair, the leak audit."""
+    settings, phenotypes = context.config.knowledge, context.config.labels.selected
+    visits = read_table(context.inputs["cohort"] / "visits.parquet", VISITS)
+    pairs = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
+    efficacy = count_efficacy(
+        visits,
+        pairs,
+        phenotypes,
+        kinds=settings.efficacy.kinds,
+        min_support=settings.efficacy.min_support,
+    )
+    write_table(efficacy.table, context.folder / EFFICACY_FILE, EFFICACY)
+    write_fitted(context.folder / FITTED, efficacy.fitted)
+    context.say(_said_of_efficacy(efficacy.table))
+    digests = Digests((), (), 0, 0)
+    if settings.uses_guidelines:
+        digests = read_digests(settings.guidelines)
+        context.say(_said_of_guidelines(digests))
+    write_table(snippets_table(digests.snippets), context.folder / GUIDELINES_FILE, GUIDELINES)
+    base = KnowledgeBase(
+        efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
+    )
+    histories = histories_of(visits, pairs)
+    titles = _titles(told.history for told in histories.values())
+    write_table(titles, context.folder / TITLES_FILE, TITLES)
+    summary = {
+        "titles_by_origin": _by_origin(titles),
+        "efficacy": {"left_out": efficacy.left_out, **_efficacy_facts(efficacy.table)},
+        "guidelines": {
+            "guidelines": digests.guidelines,
+            "statements": len(digests.snippets),
+            "left_out": list(digests.left_out),
+        },
+    }
+    _tell_readers(context, base, histories, count_tokens, summary)
+    write_json(context.folder / "summary.json", summary)
+    _audit(context)
+
+
+def _tell_readers(
+    context: StageContext,
+    base: KnowledgeBase,
+    histories: Mapping[str, ToTell],
+    count_tokens: Mapping[Reader, CountTokens],
+    summary: dict[str, object],
+) -> None:
+    """Write each reader's table; its figures go into the summary."""
+    for reader, (table, facts) in tell_all(histories, base, count_tokens).items():
+        write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
+        summary[reader] = facts
+        context.say(
+            f"{reader}: {facts['narratives']:,} narratives, {facts['mean_tokens']} tokens on "
+            f"average; {facts['narratives_cut']:,} histories cut to {facts['max_tokens_allowed']}; "
+            f"{facts['knowledge']:,} facts told, {facts['knowledge_cut']:,} cut"
+        )
+
+
+def _audit(context: StageContext) -> None:
+    from ckd_ehr.data.audit.findings import refuse
+    from ckd_ehr.data.audit.fitted import fitted_findings
+    from ckd_ehr.data.audit.narratives import narrative_findings
+
+    cohort = context.inputs["cohort"]
+    findings = narrative_findings(context.folder, cohort, words_of=words_of)
+    findings += fitted_findings(cohort, {"knowledge": context.folder / FITTED})
+    refuse(findings, "knowledge")
+
+
+def _titles(histories: Iterable[Sequence[Visit]]) -> pa.Table:
+    """The `titles` table: every distinct code of the histories, with where its words are from."""
+    visits = {visit.visit_id: visit for history in histories for visit in history}
+    codes = {
+        code
+        for visit in visits.values()
+        for code in (*visit.diagnoses, *visit.medications, *visit.procedures)
+    }
+    rows = [_title_row(code) for code in codes]
+    rows.sort(key=lambda row: (row["system"], row["code"], row["title"]))
+    return pa.Table.from_pylist(rows, schema=TITLES)
+
+
+def _title_row(code: Code) -> dict[str, object]:
+    title, path = (
+        title_of(code.system, code.code, code.title),
+        category_path_of(code.system, code.code),
+    )
+    return {
+        "system": code.system,
+        "code": code.code,
+        "title": title.text,
+        "title_origin": title.origin,
+        "categories": list(path.names),
+        "categories_origin": path.origin,
+    }
+
+
+def _by_origin(titles: pa.Table) -> dict[str, int]:
+    """How many distinct codes have their title from where."""
+    origins = Counter(titles["title_origin"].to_pylist())
+    return {origin: origins[origin] for origin in ORIGINS}
+
+
+def _efficacy_facts(table: pa.Table) -> dict[str, int]:
+    """How many combinations of disease and treatment were compared, and how many seem to help."""
+    whole = table.filter(pc.equal(table["fold"], -1))
+    return {
+        "compared": whole.num_rows,
+        "helpful": int(pc.sum(pc.greater(whole["low"], 0)).as_py() or 0),
+        "separated": int(pc.sum(whole["separated"]).as_py() or 0),
+    }
+
+
+def _said_of_efficacy(table: pa.Table) -> str:
+    facts = _efficacy_facts(table)
+    return (
+        f"efficacy: {facts['compared']:,} combinations of disease and treatment compared, "
+        f"{facts['helpful']:,} go with resolution"
+    )
+
+
+def _said_of_guidelines(digests: Digests) -> str:
+    said = f"guidelines: {len(digests.snippets):,} statements of {digests.guidelines} digests"
+    if not digests.left_out:
+        return said
+    more = len(digests.left_out) - SAID_FILES
+    shown = "; ".join(digests.left_out[:SAID_FILES])
+    return f"{said}; left out: {shown}{f'; and {more} more' if more > 0 else ''}"

@@ -29,6 +29,10 @@ def knowledge() -> None:
     with the resolution of the diseases, and statements of guideline digests. Which reader is told
     which is set by knowledge.teacher and knowledge.student; docs/knowledge.md says how they come
     about.
+
+    \b
+    Example:
+      ckd-ehr knowledge efficacy runs/demo --disease "Congestive heart failure"
     """
 
 

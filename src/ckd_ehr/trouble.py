@@ -59,6 +59,9 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in PLACES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {PLACES[error.errno]}"
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return f"not enough memory{detail}; take fewer patients, or a machine with more"
     if type(error).__name__ == "OutOfMemoryException":  # of DuckDB
         return (
             "DuckDB needs more memory than engine.memory_limit allows, even with spilling; give "

@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -89,8 +90,18 @@ def describe_outputs(folder: Path) -> dict[str, FileRecord]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and name.parts[0] not in (WORK, FINGERPRINT):
-            rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+            rows = _rows_of(path) if path.suffix == ".parquet" else None
             records[str(name)] = FileRecord(
                 sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows
             )
     return records
+
+
+def _rows_of(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowInvalid as error:
+        raise CkdEhrError(
+            f"{path}: not a whole Parquet file ({error}); if it was copied from data.root, mend or "
+            f"delete the original, then run again"
+        ) from None

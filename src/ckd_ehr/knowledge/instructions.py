@@ -139,6 +139,7 @@ def _line(
 def _hint(facts: Facts) -> str:
     """Facts of one kind as a sentence.
 
+    >>> from ckd_ehr.knowledge.facts import Fact
     >>> _hint((Fact("guideline", "GUIDELINE", "a.md#L1", 'So-called "silent" stroke recurs'),))
     'Guideline digests say: "So-called ""silent"" stroke recurs".'
     """

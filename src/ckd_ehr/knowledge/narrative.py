@@ -142,8 +142,9 @@ class Teller:
         for concept, end in zip(sentence.concepts, ends, strict=False):
             if concept.opening:
                 spent += later(f" {concept.opening}")
-            costs.append(spent + later(f" {concept.text}."))
-            spent += later(f" {concept.text}{end}")
+            text = f" {concept.text}"
+            costs.append(spent + later(f"{text}."))
+            spent += later(f"{text}{end}")
         return Priced(sentence, tuple(costs))
 
     def _beginning(self, story: Story, kept: Sequence[int]) -> int:

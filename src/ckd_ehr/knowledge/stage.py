@@ -109,7 +109,7 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
         efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
     )
     histories = histories_of(visits, pairs)
-    titles = _titles(told.history for told in histories.values())
+    titles = titles_of(told.history for told in histories.values())
     write_table(titles, context.folder / TITLES_FILE, TITLES)
     summary = {
         "titles_by_origin": _by_origin(titles),
@@ -154,7 +154,7 @@ def _audit(context: StageContext) -> None:
     refuse(findings, "knowledge")
 
 
-def _titles(histories: Iterable[Sequence[Visit]]) -> pa.Table:
+def titles_of(histories: Iterable[Sequence[Visit]]) -> pa.Table:
     """The `titles` table: every distinct code of the histories, with where its words are from."""
     visits = {visit.visit_id: visit for history in histories for visit in history}
     codes = {

@@ -4,7 +4,6 @@ In: visits, oldest first, and facts. Out: a `Story` of concepts in their one ord
 and budgets; times, distances in time, deaths and ids, which never enter a text.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -117,12 +116,16 @@ def visit_sentence(visit: Visit, index: int) -> Sentence:
         head, start = (".", heading) if concepts else ("", f"{opening}. {heading}")
         if not heading:
             start = f"{opening}:"
-        seen: Counter[Key] = Counter()
+        before: Code | None = None
+        occurrence = 0
         for code in sorted(codes, key=_BY_CODE):
-            key = kind, code.system, code.code
-            text = words_of(code.system, code.code, code.title)
-            concepts.append(_concept(head, start, text, key, index=index, occurrence=seen[key]))
-            seen[key] += 1
+            system, plain = code.system, code.code
+            alike = before is not None and before.code == plain and before.system == system
+            occurrence = occurrence + 1 if alike else 0
+            text = words_of(system, plain, code.title)
+            concept_id = f"{index}/{kind}/{system}/{plain}/{occurrence}"
+            concepts.append(Concept(head, start, text, kind, system, plain, concept_id))
+            before = code
             head, start = ";", ""
     return Sentence(index, tuple(concepts))
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.manifests import MANIFEST, read_manifest
 from ckd_ehr.contracts.runs import fingerprint_of
 from ckd_ehr.pipeline import STAGES, run_directory
+from site_guidelines import STATEMENT, write_site
 from small_hospital import FREQUENT
 from tiny import tiny_bert, tiny_qwen2
 
@@ -38,7 +40,16 @@ def tiny_settings(root: Path) -> dict[str, object]:
         "name": "tiny",
         "device": "cpu",
         "data": {"source": "simulated", "simulator": {"patients": 150, **FREQUENT}},
-        "knowledge": {"teacher": {"max_tokens": 200}, "student": {"max_tokens": 200}},
+        "knowledge": {
+            "teacher": {"max_tokens": 200},
+            "student": {"max_tokens": 500, "efficacy": True, "guidelines": True},
+            "efficacy": {"min_support": 5},
+            "guidelines": {
+                "pack": None,
+                "folder": write_site(root / "site"),
+                "max_tokens": 200,
+            },
+        },
         "teacher": {"model": tiny_qwen2(root / "qwen2"), "checkpoint_steps": 1, **common},
         "student": {"model": tiny_bert(root / "bert"), **common},
         "evaluation": {"bootstrap_draws": 50, "latency_pairs": 3},
@@ -90,6 +101,33 @@ def test_the_five_models_stand_side_by_side(runner: Runner) -> None:
     report = (run_directory(runner.out).folder("evaluation") / "report.html").read_text()
     assert "<table" in report
     assert "https://cdn" not in report
+
+
+def test_knowledge_is_shown_with_its_sources(
+    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, commands = str(runner.out), ["knowledge", "guidelines"]
+    assert main([*commands, out, "--disease", "congestive"]) == 0
+    assert f"{STATEMENT}\n    digest of Our own words" in capsys.readouterr().out
+    table = pq.read_table(run_directory(runner.out).folder("knowledge") / "efficacy.parquet")
+    label = table.filter(pc.equal(table["fold"], -1))["label"].to_pylist()[0]
+    assert main(["knowledge", "efficacy", out, "--disease", label]) == 0
+    shown = capsys.readouterr().out
+    assert "odds ratio" in shown
+    assert "not effects" in " ".join(shown.split())
+    rows = pq.read_table(run_directory(runner.out).folder("knowledge") / "student.parquet")
+    narrative = ["knowledge", "narrative", out, "--reader", "student"]
+    told = [row for row in rows.to_pylist() if STATEMENT in row["text"]]
+    assert main([*narrative, "--pair", told[0]["pair_id"]]) == 0
+    assert "heart_failure.md, line 8" in " ".join(capsys.readouterr().out.split())
+    assert main(["knowledge", "efficacy", out, "--disease", "gout"]) == 2
+    assert main(["explain", out, "--pair", told[0]["pair_id"], "--top", "200"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of this, medical knowledge" in shown
+    assert "heart_failure.md, line 8" in shown
+    files = tmp_path / "files"
+    assert main(["export-instructions", out, "--knowledge", "--out", str(files)]) == 0
+    assert STATEMENT in (files / "train.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_second_run_skips_every_stage(runner: Runner) -> None:

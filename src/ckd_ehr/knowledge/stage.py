@@ -43,8 +43,6 @@ from ckd_ehr.knowledge.pieces import CountTokens
 from ckd_ehr.knowledge.telling import ToTell, histories_of, tell_all
 
 TITLES_FILE = "titles.parquet"
-BATCH = 2048  # narratives held as Python objects at a time
-CHECKED = 500  # of so many texts one is counted as a whole
 SAID_FILES = 3
 
 
@@ -70,11 +68,10 @@ def read_digests(settings: GuidelinesConfig) -> Digests:
     if settings.folder is not None:
         parts.append(read_site_folder(settings.folder))
     snippets = tuple(snippet for part in parts for snippet in part.snippets)
-    doubled = [name for name, n in Counter(s.snippet_id for s in snippets).items() if n > 1]
-    if doubled:
-        guideline = doubled[0].partition("/")[0]
+    ids = [{snippet.guideline_id for snippet in part.snippets} for part in parts]
+    if len(ids) > 1 and (doubled := sorted(ids[0] & ids[1])):
         raise CkdEhrError(
-            f"knowledge.guidelines.folder: {settings.folder}: id '{guideline}' is also one of the "
+            f"knowledge.guidelines.folder: {settings.folder}: id '{doubled[0]}' is also one of the "
             f"pack's; give the site's own guideline another id"
         )
     return Digests(

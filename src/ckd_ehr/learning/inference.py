@@ -47,6 +47,7 @@ class StudentPredictor:
             facts = json.loads((folder / PREDICTOR).read_text())
         except FileNotFoundError:
             raise CkdEhrError(f"{folder}: no trained student ({PREDICTOR} is missing)") from None
+        self._folder = folder
         self.facts: Mapping[str, object] = facts
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self.prevalence = np.asarray(facts["prevalence"])
@@ -76,11 +77,15 @@ class StudentPredictor:
 
     def _facts(self, history: Sequence[Visit]) -> tuple[Facts, ...]:
         """What any patient is told who was not of train."""
-        if self._base is None:
+        told = self._settings.student
+        if not (told.categories or told.efficacy or told.guidelines):
             return ()
-        return self._base.facts(
-            history, fold=ALL_TRAIN, reader=self._settings.student, counter=self._teller.counter
-        )
+        if self._base is None:
+            raise CkdEhrError(
+                f"{self._folder}: this student was taught with medical knowledge and must be told "
+                "it again; load it with the knowledge folder of its run"
+            )
+        return self._base.facts(history, fold=ALL_TRAIN, reader=told, counter=self._teller.counter)
 
     def predict(self, histories: Sequence[Sequence[Visit]]) -> NDArray[np.float64]:
         """Calibrated probabilities (histories, labels), given that there is a next visit."""

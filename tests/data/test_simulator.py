@@ -250,7 +250,7 @@ def test_where_one_stands_is_refused_because_it_cannot_be_replaced(
 
 def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CkdEhrError, match="file/hospital: no folder can be made there"):
+    with pytest.raises(CkdEhrError, match="file/hospital: no folder can be made in"):
         simulate(SMALL, tmp_path / "file" / "hospital")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -52,7 +52,8 @@ STRUCTURAL = (
     "acute ones a little further up; a real bill puts what the stay was for first and often the "
     "same as last time. The three diagnoses that UCI would see therefore persist otherwise than "
     "UCI's.",
-    "Within a stay one hidden severity brings acute conditions together, and nothing else does. "
+    "Within a stay one hidden severity brings conditions together, mostly acute ones, and nothing "
+    "else does. "
     "Conditions are coded one by one: what the code book ties (hypertensive kidney disease with "
     "kidney disease) or keeps apart (hypertension with heart failure) is not tied or kept apart "
     "beyond that.",

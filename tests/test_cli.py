@@ -330,7 +330,7 @@ def test_the_forecast_follows_the_measured_speed(monkeypatch: pytest.MonkeyPatch
 def test_the_forecast_adds_up_what_is_to_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: dict[str, int | None] = {EMBEDDED_TEACHER: 90}
     monkeypatch.setattr(doctor, "download_bytes", lambda name: sizes.get(name, 10))
-    assert doctor.forecast_demo(demo_config(), None).download_bytes == 100
+    assert doctor.forecast_demo(demo_config(), None).download_bytes == 110
     sizes[EMBEDDED_TEACHER] = None
     assert doctor.forecast_demo(demo_config(), None).download_bytes is None
 
@@ -362,6 +362,9 @@ def test_doctor_names_weights_that_are_not_here(
     findings = {f.topic: f for f in doctor.examine(demo_config(), runs=tmp_path)}
     assert findings["teacher weights"].status == "note"
     assert "93 MB to download" in findings["teacher weights"].found
+    assert "1 MB to download" in findings["guideline digests"].found
+    untold = build_config({"name": "demo", "knowledge": {"teacher": {"guidelines": False}}})
+    assert "guideline digests" not in {f.topic for f in doctor.examine(untold, runs=tmp_path)}
 
 
 def test_unmet_requirements_are_found() -> None:

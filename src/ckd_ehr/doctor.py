@@ -87,7 +87,7 @@ class Forecast:
 def examine(config: RunConfig, *, runs: Path) -> list[Finding]:
     """Look at everything that a run of `config` below the folder `runs` needs."""
     findings = [_python(), *_packages(), _torch(), _processor(), _memory()]
-    findings += [_weights(reader, name) for reader, name in _models(config).items()]
+    findings += [_fetched(topic, name) for topic, name in _downloads(config).items()]
     forecast = forecast_demo(config, None)
     cache = cache_folder()
     unpacked = DEMO.unpacked_weights_bytes if forecast.download_bytes != 0 else 0
@@ -104,7 +104,7 @@ def measure_speed() -> Speed:
 
 def forecast_demo(config: RunConfig, speed: Speed | None) -> Forecast:
     """Time, disk and download of the demo; without a speed the time is NaN."""
-    sizes = [download_bytes(name) for name in dict.fromkeys(_models(config).values())]
+    sizes = [download_bytes(name) for name in dict.fromkeys(_downloads(config).values())]
     download = None if None in sizes else sum(size for size in sizes if size is not None)
     seconds = float("nan")
     if speed is not None:
@@ -190,12 +190,15 @@ def _memory() -> Finding:
     return Finding("memory", "ok", found)
 
 
-def _models(config: RunConfig) -> dict[str, str]:
-    return {"teacher": config.teacher.model, "student": config.student.model}
+def _downloads(config: RunConfig) -> dict[str, str]:
+    names = {"teacher weights": config.teacher.model, "student weights": config.student.model}
+    pack = config.knowledge.guidelines.pack
+    if config.knowledge.uses_guidelines and pack is not None:
+        names["guideline digests"] = pack
+    return names
 
 
-def _weights(reader: str, name: str) -> Finding:
-    topic = f"{reader} weights"
+def _fetched(topic: str, name: str) -> Finding:
     if is_cached(name):
         return Finding(topic, "ok", "in the cache" if "://" in name else f"in {name}")
     size = download_bytes(name)

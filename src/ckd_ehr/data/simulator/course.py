@@ -2,7 +2,7 @@
 
 At each stay a patient is in some of the conditions. From one stay to the next they persist, lead
 to others, are helped away by the few drugs that truly work, and depend on age, sex, a hidden
-frailty of each organ system and the hidden severity of the stay, which brings mostly acute ones together.
+frailty of each organ system and the hidden severity of the stay, which brings conditions together.
 The sick come back more often and sooner, and die more often, in hospital and outside. The equations
 are in docs/simulator.md under the names used here. Ignores: laboratory values, notes, wards,
 seasons, and how a stay is written down.

@@ -113,7 +113,7 @@ def config_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from `config.py` and `config_data.py` in `src/ckd_ehr/contracts/`. A config is",
+        "Generated from `config*.py` in `src/ckd_ehr/contracts/`. A config is",
         "a YAML file with these keys; any can be overridden: `ckd-ehr run CONFIG seed=2`. Unknown",
         "keys are refused. The whole is checked before any work.",
         "",

@@ -42,6 +42,17 @@ LATENCY = {
     "teacher": {"p50_ms": 120.0, "p95_ms": 150.0, "pairs": 8.0, "tokens_mean": 110.0},
     "student_distilled": {"p50_ms": 10.0, "p95_ms": 12.5, "pairs": 8.0, "tokens_mean": 130.0},
 }
+# Soft labels by source: 1 always knows, -1 is always wrong, 0 knows nothing.
+SOURCES = {
+    "logistic_regression": -1.0,
+    "teacher": 1.0,
+    "site": 0.0,
+    "committee": 0.9,
+    "committee_without_logistic_regression": 1.0,
+    "committee_without_teacher": -1.0,
+    "committee_without_site": 0.9,
+}
+WEIGHTS = {"teacher": 0.8, "logistic_regression": 0.0, "site": 0.1}
 FIRST_SUBJECT = 7_340_000
 HIDDEN_TEXT = "a narrative that must not be shown"
 
@@ -246,6 +257,9 @@ def _write_models(
         folders["student"] / "predictions.parquet",
         with_label_names(PREDICTIONS, LABELS),
     )
+    weights = dict.fromkeys(LABELS, WEIGHTS)
+    facts = {"members": list(WEIGHTS), "mean_weights": WEIGHTS, "weights": weights}
+    write_json(folders["signals"] / "committee.json", {"committee": facts})
     for variant in ("hard", "distilled"):
         write_json(folders["student"] / variant / "training.json", {"pairs": 40, "steps": 9})
     soft = [
@@ -256,7 +270,7 @@ def _write_models(
             "spread": None,
             "fold": -1,
         }
-        for source, sign in (("other", -1), ("teacher", 1))
+        for source, sign in SOURCES.items()
         for pair, row in zip(pairs, labels, strict=True)
     ]
     write_table(

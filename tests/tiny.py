@@ -9,7 +9,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
 from ckd_ehr.contracts.files import write_table
-from ckd_ehr.contracts.records import NARRATIVES, PAIRS, concept_id_of, pair_id_of, with_label_names
+from ckd_ehr.contracts.records import (
+    NARRATIVES,
+    PAIRS,
+    VISITS,
+    concept_id_of,
+    pair_id_of,
+    with_label_names,
+)
 
 LABELS = ("Shock", "Pneumonia", "Diabetes")
 WORDS = ("woman", "man", "shock", "fever", "sugar", "aspirin", "visit", "insulin", "cough")
@@ -82,7 +89,7 @@ def tiny_qwen2(folder: Path) -> str:
 
 def write_cohort(cohort: Path, knowledge: Path, *, patients: int = 60) -> None:
     """Pairs whose labels follow one word each: `shock`, `fever`, `sugar` in the last visit."""
-    pairs, narratives = [], []
+    pairs, narratives, visits = [], [], []
     for subject in range(patients):
         split = ("train", "train", "train", "tuning", "held_out")[subject % 5]
         for visit in range(2):
@@ -103,11 +110,36 @@ def write_cohort(cohort: Path, knowledge: Path, *, patients: int = 60) -> None:
                 }
             )
             narratives.append(narrative_row(pair_id, labels))
+            visits.append(_visit_row(subject, visit, labels))
     schema = with_label_names(PAIRS, LABELS)
     write_table(pa.Table.from_pylist(pairs, PAIRS), cohort / "pairs.parquet", schema)
+    table = pa.Table.from_pylist(visits, VISITS)
+    write_table(table, cohort / "visits.parquet", with_label_names(VISITS, LABELS))
     for reader in ("teacher", "student"):
         table = pa.Table.from_pylist([{**row, "reader": reader} for row in narratives], NARRATIVES)
         write_table(table, knowledge / f"{reader}.parquet", NARRATIVES)
+
+
+def _visit_row(subject: int, number: int, labels: list[bool]) -> dict[str, object]:
+    """A visit with the codes that its narrative names."""
+    day = datetime.datetime(2099, 12, 1 + number)
+    titles = [word for word, on in zip(("shock", "fever", "sugar"), labels, strict=True) if on]
+    return {
+        "visit_id": f"{subject}-{number}",
+        "subject_id": subject,
+        "admit_time": day,
+        "discharge_time": day + datetime.timedelta(days=1),
+        "age_years": 60.0,
+        "sex": "F",
+        "ethnicity": None,
+        "admission_type": None,
+        "died": False,
+        "diagnoses": [
+            {"system": "ICD9CM", "code": code, "title": None} for code in [*titles, "aspirin"]
+        ],
+        "medications": [],
+        "procedures": [],
+    }
 
 
 def narrative_row(pair_id: str, labels: list[bool]) -> dict[str, object]:

@@ -105,6 +105,13 @@ def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
     return {"teacher_model": model_digest(config.teacher.model)}
 
 
+def _signals_digests(config: RunConfig) -> Mapping[str, str]:
+    """The teacher's weights, and the files of members from outside."""
+    from ckd_ehr.learning.committee import external_digests
+
+    return {**_teacher_digest(config), **external_digests(config.signals.committee.external)}
+
+
 def _student_digest(config: RunConfig) -> Mapping[str, str]:
     from ckd_ehr.learning.weights import model_digest
 
@@ -165,17 +172,29 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet"),
         writes=("fold_*/", "training.json", "fitted.json"),
         externals=_teacher_digest,
-        version=3,
+        version=4,
     ),
     Stage(
         name="signals",
-        summary="the teacher's calibrated soft labels and concept attention",
+        summary="calibrated soft labels of teacher and committee, and what they rest on",
         function=_signals,
-        sections=("signals", "teacher", "splits.folds", "device"),
-        reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
-        writes=("soft_labels.parquet", "index.parquet", "attention-*.safetensors", "fitted.json"),
-        externals=_teacher_digest,
-        version=3,
+        sections=("signals", "teacher", "splits.folds", "seed", "device"),
+        reads=(
+            "cohort/pairs.parquet",
+            "cohort/visits.parquet",
+            "knowledge/teacher.parquet",
+            "teacher",
+        ),
+        writes=(
+            "soft_labels.parquet",
+            "evidence.parquet",
+            "committee.json",
+            "index.parquet",
+            "signals-*.safetensors",
+            "fitted.json",
+        ),
+        externals=_signals_digests,
+        version=4,
     ),
     Stage(
         name="student",
@@ -187,6 +206,8 @@ STAGES: tuple[Stage, ...] = (
             "labels",
             "cohort.max_history_visits",
             "teacher.model",
+            "teacher.pooling",
+            "signals.orders",
             "data.source",
             "seed",
             "device",
@@ -194,7 +215,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals"),
         writes=("hard/", "distilled/", "predictions.parquet", "fitted.json"),
         externals=_student_digest,
-        version=2,
+        version=3,
     ),
     Stage(
         name="evaluation",

@@ -88,8 +88,26 @@ LEAKS: list[tuple[str, str, FittedOn, str]] = [
     (
         "signals",
         "calibrated on the pairs that its teacher has seen",
-        fitted_on("fold_1/platt", ids("train", fold=0), split="train", folds=[0]),
-        "fold_1/platt: 3 pairs of no allowed set",
+        fitted_on("teacher/fold_1/platt", ids("train", fold=0), split="train", folds=[0]),
+        "teacher/fold_1/platt: 3 pairs of no allowed set",
+    ),
+    (
+        "signals",
+        "a member of the committee that has seen the fold it labels",
+        fitted_on("lightgbm/fold_1/weights", ids("train"), split="train", folds=[0, 1]),
+        "lightgbm/fold_1/weights: 6 pairs of",
+    ),
+    (
+        "signals",
+        "a committee stacked on tuning",
+        fitted_on("committee_without_teacher/weights", ids("tuning"), split="tuning"),
+        "committee_without_teacher/weights: 3 pairs of tuning",
+    ),
+    (
+        "signals",
+        "something nobody knows",
+        fitted_on("a/b/c/weights", ids("train"), split="train"),
+        "a/b/c/weights: fitted, and the audit does not know on what it may be",
     ),
     (
         "student",

@@ -1,6 +1,8 @@
 """Teacher, signals and student as stages, on tiny random models of the real architectures."""
 
 import json
+import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -17,12 +21,19 @@ from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.knowledge.sources import read_narratives
+from ckd_ehr.learning import labelling
+from ckd_ehr.learning.alignment import Encoded
+from ckd_ehr.learning.batches import MODEL_INPUTS, Example, make_batch
+from ckd_ehr.learning.evidence import EVIDENCE
 from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.inference import StudentPredictor
-from ckd_ehr.learning.scoring import label_ranking, macro
-from ckd_ehr.learning.signals import SignalStore, write_signals
+from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.reading import predict_logits
+from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
+from ckd_ehr.learning.signal_store import SignalStore
+from ckd_ehr.learning.signals import write_signals
 from ckd_ehr.learning.student import write_students
-from ckd_ehr.learning.teacher import trained_in, write_teacher
+from ckd_ehr.learning.teacher import new_teacher, trained_in, write_teacher
 from ckd_ehr.learning.training import CHECKPOINT_FILES, _usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
@@ -71,14 +82,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_every_pair_has_soft_labels_from_a_teacher_that_has_not_seen_its_patient(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
-    rows = read_table(run.root / "signals" / "soft_labels.parquet", SOFT_LABELS).to_pylist()
+    table = read_table(run.root / "signals" / "soft_labels.parquet", SOFT_LABELS).to_pylist()
+    rows = [row for row in table if row["source"] == "teacher"]
     fold_of = {row["pair_id"]: row["fold"] for row in rows}
     assert set(fold_of) == set(pairs.pair_ids)
     for pair_id, split, fold in zip(pairs.pair_ids, pairs.split, pairs.fold, strict=True):
         assert fold_of[pair_id] == (fold if split == "train" else -1)
     spreads = {row["pair_id"]: row["spread"] for row in rows}
-    tuning = [pairs.pair_ids[row] for row in pairs.rows(split="tuning")]
-    assert all(spreads[pair_id] is not None for pair_id in tuning)
+    assert None not in spreads.values()
+    members = {"teacher", "logistic_regression", "lightgbm"}
+    without = {f"committee_without_{member}" for member in members}
+    assert {row["source"] for row in table} == members | without | {"committee"}
+    assert len(table) == 7 * len(rows)
 
 
 def test_each_stage_records_what_it_was_fitted_on(run: Run) -> None:
@@ -94,24 +109,24 @@ def test_each_stage_records_what_it_was_fitted_on(run: Run) -> None:
 def test_the_teacher_learns_the_pattern_out_of_fold(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
     store = _store(run)
-    logits = np.array([store.logits()[pair_id] for pair_id in pairs.pair_ids])
     train = pairs.rows(split="train", labelled=True)
-    assert macro(label_ranking(logits[train], pairs.labels[train]).auprc)[0] > 0.9
+    for source in ("teacher", "committee"):
+        logits = np.array([store.logits(source)[pair_id] for pair_id in pairs.pair_ids])
+        assert macro(label_ranking(logits[train], pairs.labels[train]).auprc)[0] > 0.9
 
 
 def test_attention_rows_sum_to_one_and_are_refused_for_another_text(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
     texts = read_narratives(run.root / "knowledge", "teacher")
-    row = int(pairs.rows(split="train", labelled=False)[0])
-    pair_id, fold = pairs.pair_ids[row], int(pairs.fold[row])
+    pair_id = pairs.pair_ids[int(pairs.rows(split="train", labelled=False)[0])]
     store = _store(run)
-    signal = store.attention(pair_id, texts[pair_id].text, fold)
+    signal = store.attention(pair_id, texts[pair_id].text)
+    assert signal is not None
     assert signal.attention.shape == (3, 1 + len(texts[pair_id].spans))
     np.testing.assert_allclose(signal.attention.sum(-1), 1, atol=2e-3)
     with pytest.raises(CkdEhrError, match="another text or teacher"):
-        store.attention(pair_id, texts[pair_id].text + " more", fold)
-    with pytest.raises(CkdEhrError, match="another text or teacher"):
-        store.attention(pair_id, texts[pair_id].text, 1 - fold)
+        store.attention(pair_id, texts[pair_id].text + " more")
+    assert store.attention("another pair", texts[pair_id].text) is None
 
 
 def test_signals_are_made_and_keyed_in_the_arithmetic_that_the_teacher_was_trained_in(
@@ -268,8 +283,141 @@ def with_settings(config: RunConfig, section: str, **changes: object) -> RunConf
 
 
 def _store(run: Run) -> SignalStore:
-    return SignalStore(
-        run.root / "signals",
-        model=run.config.teacher.model,
-        teacher=run.root / "teacher",
-    )
+    return SignalStore(run.root / "signals", teacher=run.root / "teacher", config=run.config)
+
+
+def test_evidence_says_what_the_soft_labels_rest_on(run: Run) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    rows = read_table(run.root / "signals" / "evidence.parquet", EVIDENCE).to_pylist()
+    assert len(rows) == len(pairs.pair_ids) * len(LABELS)
+    by_key = {(row["pair_id"], row["label"]): row for row in rows}
+    narratives = read_narratives(run.root / "knowledge", "teacher")
+    strongest = Counter()
+    for place in pairs.rows(split="held_out"):
+        pair_id = pairs.pair_ids[place]
+        texts = {
+            span.concept_id: narratives[pair_id].text[span.start : span.end]
+            for span in narratives[pair_id].spans
+        }
+        row = by_key[pair_id, "Shock"]
+        assert 0 <= row["reading_share"] <= 1
+        assert row["knowledge_share"] == 0
+        assert len(row["visits"]) == 1
+        if pairs.labels[place, 0]:
+            strongest[texts[row["concepts"][0]["concept_id"]]] += 1
+    assert strongest.most_common(1)[0][0] == "shock"
+
+
+def test_whole_signals_are_verified_and_damaged_ones_refused(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "signals"
+    shutil.copytree(run.root / "signals", folder)
+    narratives = read_narratives(run.root / "knowledge", "teacher")
+    store = SignalStore(folder, teacher=run.root / "teacher", config=run.config)
+    facts = store.verify(narratives)
+    pairs = read_pairs(run.root / "cohort")
+    assert facts.pairs == len(pairs.rows(split="train"))
+    assert 0 < facts.bytes_per_pair < 3000
+    other = with_settings(run.config, "signals", orders=run.config.signals.orders + 1)
+    with pytest.raises(CkdEhrError, match="another text or teacher"):
+        SignalStore(folder, teacher=run.root / "teacher", config=other).verify(narratives)
+    shard = next(folder.glob("signals-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-64])
+    with pytest.raises(CkdEhrError, match=r"signals-.*damaged.*rerun stage signals"):
+        store.verify(narratives)
+
+
+def test_a_killed_labelling_loses_one_chunk(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "CHUNK", 16)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(line: str) -> None:
+        if "32/" in line:
+            raise KilledError
+
+    inputs = run.context("signals").inputs
+    with pytest.raises(KilledError):
+        write_signals(StageContext(run.config, tmp_path, inputs, say=kill))
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    assert len(done) == 2
+    write_signals(StageContext(run.config, tmp_path, inputs, say=lambda _: None))
+    for name, when in done.items():
+        assert (tmp_path / "work" / name).stat().st_mtime_ns == when
+    for name, columns in (("soft_labels.parquet", ["logits"]), ("evidence.parquet", ["visits"])):
+        made, whole = (pq.read_table(root / name) for root in (tmp_path, run.root / "signals"))
+        assert made["pair_id"].to_pylist() == whole["pair_id"].to_pylist()
+        for column in columns:
+            flat = [np.concatenate(t[column].to_numpy()) for t in (made, whole)]
+            np.testing.assert_allclose(*flat, atol=2e-3)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_other_poolings_have_no_attention_to_distil(run: Run, tmp_path: Path, pooling: str) -> None:
+    config = with_settings(run.config, "teacher", pooling=pooling, epochs=0.5, shuffle=False)
+    config = with_settings(config, "signals", orders=1)
+    config = with_settings(config, "student", epochs=0.2)
+    said: list[str] = []
+    folders = dict(run.context("signals").inputs)
+    for stage, write in (
+        ("teacher", write_teacher),
+        ("signals", write_signals),
+        ("student", write_students),
+    ):
+        (tmp_path / stage).mkdir()
+        write(StageContext(config, tmp_path / stage, folders, say=said.append))
+        folders[stage] = tmp_path / stage
+    assert any(f"no concept attention to distil: teacher.pooling={pooling}" in x for x in said)
+    with safe_open(next((tmp_path / "signals").glob("signals-*")), framework="pt") as shard:
+        name = next(name for name in shard.keys() if name.endswith("/attention"))  # noqa: SIM118
+        attention = shard.get_tensor(name).float().numpy()
+    expected = np.full(attention.shape, 1 / attention.shape[1])
+    if pooling == "last":
+        expected = np.zeros(attention.shape)
+        expected[:, 0] = 1
+    np.testing.assert_allclose(attention, expected, atol=1e-3)
+
+
+def test_quantised_weights_are_refused_where_there_is_no_gpu(run: Run, tmp_path: Path) -> None:
+    config = with_settings(run.config, "teacher", quantize="nf4")
+    context = StageContext(config, tmp_path, run.context("teacher").inputs, say=lambda _: None)
+    with pytest.raises(CkdEhrError, match=r"teacher\.quantize=nf4: needs a CUDA GPU"):
+        write_teacher(context)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(run: Run, tmp_path: Path) -> None:
+    config = with_settings(run.config, "teacher", head_learning_rate=1e30, learning_rate=1e30)
+    context = StageContext(config, tmp_path, run.context("teacher").inputs, say=lambda _: None)
+    with pytest.raises(CkdEhrError, match=r"without fold 0: the loss is not finite at step \d+"):
+        write_teacher(context)
+
+
+def test_in_fold_soft_labels_collapse_and_out_of_fold_ones_do_not(run: Run) -> None:
+    """What cross-fitting is for: a teacher memorises what it was trained on, here pure chance."""
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(
+            pair_id=str(number),
+            encoded=Encoded(tuple(rng.integers(5, 60, 12).tolist()), (0, 1) * 6, 11, ("c",)),
+            labels=(rng.random(3) < 0.5).astype(np.float32),
+        )
+        for number in range(48)
+    ]
+    model = new_teacher(run.config.teacher, labels=3, device="cpu")
+    seen = make_batch(examples[:24], pad_token=0, labels=3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        output = model(**{name: seen[name] for name in MODEL_INPUTS})
+        hard_loss(output.logits, seen["labels"], seen["labelled"]).backward()
+        optimizer.step()
+    entropy = []
+    for fold in (examples[:24], examples[24:]):
+        logits = predict_logits(model.eval(), fold, pad_token=0, device="cpu")
+        labels = np.array([example.labels for example in fold]) > 0.5
+        p = expit(fit_platt(logits, labels).apply(logits))
+        entropy.append(-(p * np.log(p) + (1 - p) * np.log1p(-p)).mean() / np.log(2))
+    assert entropy[0] < 0.1
+    assert entropy[1] > 0.8

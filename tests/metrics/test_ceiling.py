@@ -313,11 +313,11 @@ def test_the_console_says_simulated_and_that_the_best_possible_is_no_model(
     said = format_table(metrics.model_dump(mode="json"))
     lines = said.splitlines()
     assert lines[0].startswith("omop (simulated patients): 80 held_out pairs")
-    rows = [line.split()[0] for line in lines[4:12]]
-    assert rows[:5] == list(MODELS)
-    assert set(rows[5]) == {"─"}
-    assert lines[10].startswith("best from record*")
-    assert lines[11].startswith("true risk**")
+    rows = [line.split()[0] for line in lines[4:13]]
+    assert rows[: len(MODELS)] == list(MODELS)
+    assert set(rows[6]) == {"─"}
+    assert lines[11].startswith("best from record*")
+    assert lines[12].startswith("true risk**")
     assert "*  no model: the best that the record alone allows, estimated for 40" in said
     assert "** no model: the true risk of these simulated patients" in said
     assert "of the way from chance" in said
@@ -358,7 +358,7 @@ def test_the_report_shows_the_best_possible_and_says_simulated_everywhere(
         assert all("simulated patients" in part.lower() for part in found)
     prose = {"One prediction, explained", "Limits", "To run it again"}
     headings = set(re.findall(r"<h2>(.*?)</h2>", text)) - prose
-    assert len(headings) == 7
+    assert len(headings) == 8
     assert all("simulated" in heading for heading in headings)
 
 

@@ -91,7 +91,7 @@ def test_report_holds_the_table_of_models(metrics: Metrics) -> None:
 def test_report_shows_a_dash_for_labels_of_one_class(metrics: Metrics) -> None:
     row = re.search(r'<th scope="row">Shock</th>.*?</tr>', render_report(metrics), re.DOTALL)
     assert row is not None
-    assert row.group().count("<td>–<small>–</small></td>") == 5
+    assert row.group().count("<td>–<small>–</small></td>") == 6
 
 
 def test_report_refuses_to_explain_a_real_patient(metrics: Metrics) -> None:

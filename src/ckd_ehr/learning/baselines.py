@@ -1,12 +1,13 @@
-"""Two baselines any language model has to beat: carry-forward, and logistic regression on codes.
+"""Models of codes that any language model has to beat: carry-forward, regression, trees.
 
 In: the visits and pairs tables, and which phenotypes were present at earlier visits. Out: for
 each pair and label a probability. Both are fitted on labelled train pairs; tuning pairs choose
 the regression's penalty and calibrate it. Ignores: text, knowledge, the teacher.
 """
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,17 @@ from ckd_ehr.learning.scoring import Bools, Floats, fit_platt, label_ranking, ma
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DEFAULT_PENALTY = 0.1
 SMALLEST_SUPPORT = 2
+BOOSTING = {
+    "objective": "binary",
+    "learning_rate": 0.05,
+    "num_leaves": 15,
+    "min_data_in_leaf": 20,
+    "feature_fraction": 0.3,
+    "lambda_l2": 5.0,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbose": -1,
+}
 
 
 def carry_forward(
@@ -133,7 +145,7 @@ def logistic_regression(
     best, best_score = LogisticFit(np.zeros((0, 0)), DEFAULT_PENALTY), -1.0
     ordered = sorted(penalties, key=lambda penalty: penalty != DEFAULT_PENALTY)
     for penalty in ordered:
-        probabilities = _fit_labels(features, labels, train=train, penalty=penalty)
+        probabilities = label_regressions(features, labels, train=train, penalty=penalty)
         score = float(macro(label_ranking(probabilities[tuning], labels[tuning]).auprc)[0])
         if np.nan_to_num(score) > best_score:
             best, best_score = LogisticFit(probabilities, penalty), float(np.nan_to_num(score))
@@ -142,16 +154,54 @@ def logistic_regression(
     return LogisticFit(expit(scaling.apply(logits)), best.penalty)
 
 
-def _fit_labels(features: Matrix, labels: Bools, *, train: Bools, penalty: float) -> Floats:
+def label_regressions(features: Matrix, labels: Bools, *, train: Bools, penalty: float) -> Floats:
+    """Uncalibrated probabilities (pairs, labels) of one L2 logistic regression a label.
+
+    A label with one class in train gets its smoothed prevalence for every pair.
+    """
+
+    def risks(outcome: Bools) -> Floats:
+        model = LogisticRegression(C=penalty, solver="lbfgs", tol=1e-3, max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(features[train], outcome)
+        return np.asarray(model.predict_proba(features)[:, 1])
+
+    return _each_label(labels, train, risks)
+
+
+def boosted_trees(
+    features: Matrix, labels: Bools, *, train: Bools, trees: int, seed: int
+) -> Floats:
+    """Uncalibrated probabilities (pairs, labels) of one LightGBM model a label.
+
+    As many trees as are asked for: nothing is held back to stop early by. A label with one class
+    in train gets its smoothed prevalence for every pair.
+    """
+    import lightgbm
+
+    settings = {**BOOSTING, "num_threads": usable_cores(), "seed": seed}
+    data = features.astype(np.float32)
+
+    def risks(outcome: Bools) -> Floats:
+        known = lightgbm.Dataset(data[train], outcome.astype(np.float32), params=settings)
+        model = lightgbm.train(settings, known, trees)
+        return np.asarray(model.predict(data))
+
+    return _each_label(labels, train, risks)
+
+
+def _each_label(labels: Bools, train: Bools, risks: Callable[[Bools], Floats]) -> Floats:
     probabilities = np.empty(labels.shape)
     for k in range(labels.shape[1]):
         outcome = labels[train, k]
         if outcome.all() or not outcome.any():
             probabilities[:, k] = (outcome.sum() + 0.5) / (len(outcome) + 1)
-            continue
-        model = LogisticRegression(C=penalty, solver="lbfgs", tol=1e-3, max_iter=300)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(features[train], outcome)
-        probabilities[:, k] = model.predict_proba(features)[:, 1]
+        else:
+            probabilities[:, k] = risks(outcome)
     return probabilities
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -41,16 +41,25 @@ class Example:
 
 
 class PairDataset(Dataset[dict[str, object]]):
-    """Examples in the form Trainer's samplers expect (`input_ids` gives the length)."""
+    """Examples in the form Trainer's samplers expect (`input_ids` gives the length).
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    `retell` gives an example as it is read in an epoch, say in another order of its concepts.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], retell: Callable[[Example, int], Example] | None = None
+    ) -> None:
         self.examples = list(examples)
+        self.retell = retell
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, object]:
         example = self.examples[index]
+        if self.retell is not None:
+            example = self.retell(example, self.epoch)
         return {"input_ids": example.encoded.input_ids, "example": example}
 
 

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ckd_ehr.contracts.config import Pooling
 from ckd_ehr.contracts.files import write_json
 
-Pooling = Literal["mean", "last"]
+ConceptState = Literal["mean", "last"]
 
 
 class HeadOutput(NamedTuple):
@@ -27,9 +28,12 @@ class HeadOutput(NamedTuple):
     scores: Tensor  # (batch, labels, 1 + concepts), before the softmax; -inf where masked
     attention: Tensor  # (batch, labels, 1 + concepts), rows sum to 1
     evidence: Tensor  # (batch, labels, 1 + concepts), sums to logit - bias
+    state: Tensor  # (batch, size), the reading state, normalised
 
 
-def pool_concepts(hidden: Tensor, concept_index: Tensor, concepts: int, pooling: Pooling) -> Tensor:
+def pool_concepts(
+    hidden: Tensor, concept_index: Tensor, concepts: int, pooling: ConceptState
+) -> Tensor:
     """The state of each concept: mean of its tokens, or its last token.
 
     Args:
@@ -65,13 +69,25 @@ class LabelAttentionHead(nn.Module):
     e_kc = α_kc (w_k · h_c), z_k = Σ_c e_kc + b_k. Related: Mullenbach et al. 2018 (CAML),
     Vu et al. 2020 (LAAT). The states are normalised because decoders' last states differ in scale
     by orders of magnitude, which would saturate the tanh.
+
+    With another `pooling` than "label_attention" α is not learnt: all on the reading state
+    ("last"), or the same on all states ("mean").
     """
 
-    def __init__(self, hidden_size: int, labels: int, attention_size: int = 128) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        labels: int,
+        attention_size: int = 128,
+        pooling: Pooling = "label_attention",
+    ) -> None:
         super().__init__()
+        self.pooling: Pooling = pooling
         self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        self.project = nn.Linear(hidden_size, attention_size)
-        self.queries = nn.Parameter(torch.randn(labels, attention_size) / math.sqrt(attention_size))
+        if pooling == "label_attention":
+            self.project = nn.Linear(hidden_size, attention_size)
+            queries = torch.randn(labels, attention_size) / math.sqrt(attention_size)
+            self.queries = nn.Parameter(queries)
         self.weights = nn.Parameter(torch.randn(labels, hidden_size) * 0.1 / math.sqrt(hidden_size))
         self.bias = nn.Parameter(torch.zeros(labels))
 
@@ -88,11 +104,21 @@ class LabelAttentionHead(nn.Module):
             mask: (batch, 1 + concepts), False where a concept is absent.
         """
         states = self.norm(states.float())
-        scores = torch.einsum("ka,bca->bkc", self.queries, torch.tanh(self.project(states)))
-        scores = scores.masked_fill(~mask.unsqueeze(1), -torch.inf)
+        scores = self._scores(states).masked_fill(~mask.unsqueeze(1), -torch.inf)
         attention = scores.softmax(-1)
         evidence = attention * torch.einsum("kd,bcd->bkc", self.weights, states)
-        return HeadOutput(evidence.sum(-1) + self.bias, scores, attention, evidence)
+        logits = evidence.sum(-1) + self.bias
+        return HeadOutput(logits, scores, attention, evidence, states[:, 0])
+
+    def _scores(self, states: Tensor) -> Tensor:
+        """Where the labels look, before the softmax: (batch, labels, 1 + concepts)."""
+        if self.pooling == "label_attention":
+            looked_at = torch.tanh(self.project(states))
+            return torch.einsum("ka,bca->bkc", self.queries, looked_at)
+        scores = states.new_zeros(len(states), len(self.bias), states.shape[1])
+        if self.pooling == "last":
+            scores[..., 1:] = -torch.inf
+        return scores
 
 
 class LabelAttentionModel(nn.Module):
@@ -102,11 +128,13 @@ class LabelAttentionModel(nn.Module):
     holds its adapter and head, not the frozen backbone.
     """
 
-    def __init__(self, backbone: nn.Module, head: LabelAttentionHead, pooling: Pooling) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: LabelAttentionHead, pooling: ConceptState
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.pooling: Pooling = pooling
+        self.pooling: ConceptState = pooling
 
     def forward(
         self,
@@ -151,14 +179,17 @@ def save_head(folder: Path, head: LabelAttentionHead, labels: Sequence[str]) -> 
     """Write the head and what its outputs are called; `head.json` last."""
     save_file({name: value.contiguous() for name, value in head.state_dict().items()},
               folder / "head.safetensors")  # fmt: skip
-    attention_size, hidden_size = head.project.weight.shape
-    shape = {"hidden_size": hidden_size, "attention_size": attention_size}
-    write_json(folder / "head.json", {"labels": list(labels), **shape})
+    facts: dict[str, object] = {"labels": list(labels), "pooling": head.pooling}
+    facts["hidden_size"] = head.weights.shape[1]
+    if head.pooling == "label_attention":
+        facts["attention_size"] = head.queries.shape[1]
+    write_json(folder / "head.json", facts)
 
 
 def load_head(folder: Path) -> LabelAttentionHead:
     """Read a head that `save_head` wrote."""
     facts = json.loads((folder / "head.json").read_text())
-    head = LabelAttentionHead(facts["hidden_size"], len(facts["labels"]), facts["attention_size"])
+    labels = len(facts.pop("labels"))
+    head = LabelAttentionHead(labels=labels, **facts)
     head.load_state_dict(load_file(folder / "head.safetensors"))
     return head

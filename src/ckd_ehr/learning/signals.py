@@ -1,289 +1,221 @@
-"""What the teacher knows, written once: calibrated soft labels and concept attention.
+"""What the teacher knows, written once: soft labels, what they rest on, and concept attention.
 
-In: the fold teachers and the teacher's narratives. Out: `soft_labels.parquet`, and per train pair
-the attention of each label over concepts in safetensors shards, found through `index.parquet`.
-A pair's signals carry the hash of everything they came from; a wrong key is an error, never a
-silent mismatch. Ignores: how the student uses them.
+In: the fold teachers, the teacher's narratives, and what the other members of the committee read.
+Out: `soft_labels.parquet` with a source a row, `evidence.parquet`, `committee.json`, and per train
+pair the teacher's attention in safetensors shards, found through `index.parquet`. A pair's signals
+carry the hash of everything they came from. Ignores: how the student uses them.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_table, sha256_of, write_json, write_table
+from ckd_ehr.contracts.files import write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
-from ckd_ehr.learning.batches import Example, batches_by_tokens
+from ckd_ehr.learning.code_members import code_opinions
+from ckd_ehr.learning.committee import COMMITTEE, Stack, read_external, stacked_sources
+from ckd_ehr.learning.evidence import EVIDENCE, evidence_rows, evidence_table
 from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
-from ckd_ehr.learning.heads import LabelAttentionModel
-from ckd_ehr.learning.precision import Arithmetic
-from ckd_ehr.learning.reading import pick_device, read_batch, reading
-from ckd_ehr.learning.scoring import PlattScaling, fit_platt
-from ckd_ehr.learning.teacher import load_teacher, out_of_fold, trained_in
-from ckd_ehr.learning.weights import model_digest
-
-TEMPLATE = "narrative-1"
-CHUNK = 256
-MEAN_OF_FOLDS = -1
-
-INDEX = pa.schema(
-    [
-        pa.field("pair_id", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("concept_ids", pa.list_(pa.string()), nullable=False),
-    ]
+from ckd_ehr.learning.labelling import FoldLabeller
+from ckd_ehr.learning.scoring import Floats
+from ckd_ehr.learning.signal_store import INDEX, KEPT, FoldTeacher
+from ckd_ehr.learning.soft_labels import (
+    Calibration,
+    FoldOpinion,
+    SoftLabels,
+    calibrate,
+    reliability,
+    rows_to_label,
+    soft_label_table,
+    soft_labels_of,
 )
 
+TEACHER = "teacher"
 
-@dataclass(frozen=True)
-class FoldOutput:
-    """What one fold teacher says of its rows: raw logits (rows, labels)."""
 
-    rows: NDArray[np.intp]
-    logits: NDArray[np.float64]
+@dataclass
+class _Sources:
+    """What has been gathered so far."""
+
+    soft: list[SoftLabels] = field(default_factory=list)
+    fitted: list[FittedOn] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 def write_signals(context: StageContext) -> None:
-    """Label every pair with the teacher that has not seen its patient; calibrate; write."""
+    """Label every pair with models that have not seen its patient; calibrate; stack; write."""
     pairs = read_pairs(context.inputs["cohort"])
     narratives = read_narratives(context.inputs["knowledge"], "teacher")
-    reader = TextReader(context.config.teacher.model, "last")
-    outputs, index = [], []
-    for fold in range(context.config.splits.folds):
-        rows = out_of_fold(pairs, fold)
-        examples = reader.examples(pairs, narratives, rows.tolist())
-        labeller = _FoldLabeller(context, fold, reader.pad_token)
-        logits = labeller.label(examples, attention_of=pairs.split[rows] == "train")
-        outputs.append(FoldOutput(rows, logits))
-        index += labeller.publish_attention(examples, narratives)
-    calibrated = [_calibrate(output, pairs, context, fold) for fold, output in enumerate(outputs)]
-    scalings = [scaling for scaling, _ in calibrated]
-    write_fitted(context.folder / FITTED, [record for _, record in calibrated])
-    _write_soft_labels(context.folder / "soft_labels.parquet", pairs, outputs, scalings)
-    write_table(pa.Table.from_pylist(index, INDEX), context.folder / "index.parquet", INDEX)
-    calibration = {
-        f"fold_{fold}": {"slope": scaling.slope.tolist(), "intercept": scaling.intercept.tolist()}
-        for fold, scaling in enumerate(scalings)
-    }
-    write_json(context.folder / "calibration.json", calibration)
-
-
-def signal_key(text: str, *, model: str, adapter: str, fold: int, precision: Arithmetic) -> str:
-    """hash(text, template, tokenizer and weights, adapter, fold, dtype).
-
-    `precision` is what was computed in, never `auto`: that is not the same on every machine.
-    """
-    parts = (text, TEMPLATE, model, adapter, str(fold), precision)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def adapter_digest(folder: Path) -> str:
-    """The identity of a fold teacher's trained weights."""
-    files = ("adapter_model.safetensors", "head.safetensors")
-    return hashlib.sha256("".join(sha256_of(folder / name) for name in files).encode()).hexdigest()
-
-
-class _FoldLabeller:
-    """Runs one fold teacher over its pairs, chunk by chunk, so that a kill loses one chunk."""
-
-    def __init__(self, context: StageContext, fold: int, pad_token: int) -> None:
-        self.context = context
-        self.fold = fold
-        self.pad_token = pad_token
-        self.folder = context.inputs["teacher"] / f"fold_{fold}"
-        self.precision = trained_in(self.folder)
-        self.settings = context.config.teacher.model_copy(update={"precision": self.precision})
-        self.device = pick_device(context.config.device)
-        self._model: LabelAttentionModel | None = None
-
-    def label(
-        self, examples: Sequence[Example], *, attention_of: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
-        """Logits (examples, labels); the attention of the chosen ones goes to chunk files."""
-        logits = []
-        for start in range(0, len(examples), CHUNK):
-            path = self._chunk(start)
-            if not path.is_file():
-                self._label_chunk(examples[start : start + CHUNK], attention_of[start:], path)
-                done = min(start + CHUNK, len(examples))
-                self.context.say(
-                    f"    teacher of fold {self.fold}: {done}/{len(examples)} labelled"
-                )
-            logits.append(load_file(path)["logits"].double().numpy())
-        return np.concatenate(logits)
-
-    def _chunk(self, start: int) -> Path:
-        return self.context.work / f"fold_{self.fold}_{start:08d}.safetensors"
-
-    def _label_chunk(
-        self, examples: Sequence[Example], attention_of: NDArray[np.bool_], path: Path
-    ) -> None:
-        if self._model is None:
-            self._model = load_teacher(self.settings, self.folder, device=self.device)
-        lengths = [len(example.encoded.input_ids) for example in examples]
-        tensors: dict[str, torch.Tensor] = {}
-        logits = torch.zeros(len(examples), len(self._model.head.bias))
-        for rows in batches_by_tokens(lengths, self.context.config.signals.batch_tokens):
-            batch = [examples[row] for row in rows]
-            with reading(self.device, self.precision):
-                output = read_batch(
-                    self._model, batch, pad_token=self.pad_token, device=self.device
-                )
-            for place, row in enumerate(rows):
-                logits[row] = output.logits[place]
-                if attention_of[row]:
-                    states = 1 + len(examples[row].encoded.concept_ids)
-                    attention = output.attention[place, :, :states]
-                    tensors[examples[row].pair_id] = attention.half().contiguous()
-        temporary = path.with_suffix(".tmp")
-        save_file({"logits": logits, **tensors}, temporary)
-        temporary.rename(path)
-
-    def publish_attention(
-        self,
-        examples: Sequence[Example],
-        narratives: Mapping[str, Narrative],
-    ) -> list[dict[str, object]]:
-        """Copy the chunks' attention into the stage's folder; returns index rows."""
-        origin = {
-            "model": model_digest(self.settings.model),
-            "adapter": adapter_digest(self.folder),
-        }
-        index: list[dict[str, object]] = []
-        for start in range(0, len(examples), CHUNK):
-            tensors = load_file(self._chunk(start))
-            del tensors["logits"]
-            if not tensors:
-                continue
-            shard = f"attention-{self.fold}-{start:08d}.safetensors"
-            save_file(tensors, self.context.folder / shard)
-            for example in examples[start : start + CHUNK]:
-                if example.pair_id in tensors:
-                    key = signal_key(
-                        narratives[example.pair_id].text,
-                        fold=self.fold,
-                        precision=self.precision,
-                        **origin,
-                    )
-                    concepts = list(example.encoded.concept_ids)
-                    index.append(
-                        {"pair_id": example.pair_id, "key": key, "shard": shard,
-                         "concept_ids": concepts}
-                    )  # fmt: skip
-        return index
-
-
-def _calibrate(
-    output: FoldOutput, pairs: PairTable, context: StageContext, fold: int
-) -> tuple[PlattScaling, FittedOn]:
-    """Platt scaling on the fold's own labelled train pairs, none of which its teacher has seen."""
-    train = (pairs.split[output.rows] == "train") & pairs.labelled[output.rows]
-    rows = output.rows[train]
-    ridge = context.config.signals.calibration_ridge
-    scaling = fit_platt(output.logits[train], pairs.labels[rows], ridge=ridge)
-    ids = [pairs.pair_ids[row] for row in rows]
-    return scaling, fitted_on(f"fold_{fold}/platt", ids, split="train", folds=[fold])
-
-
-def _write_soft_labels(
-    path: Path,
-    pairs: PairTable,
-    outputs: Sequence[FoldOutput],
-    scalings: Sequence[PlattScaling],
-) -> None:
-    """Train pairs: their own fold's teacher. Later splits: mean and spread over the teachers."""
-    labels = len(pairs.label_names)
-    calibrated = np.full((len(outputs), len(pairs.pair_ids), labels), np.nan)
-    for fold, (output, scaling) in enumerate(zip(outputs, scalings, strict=True)):
-        calibrated[fold, output.rows] = scaling.apply(output.logits)
-    rows = []
-    for row, pair_id in enumerate(pairs.pair_ids):
-        by_fold = calibrated[:, row]
-        known = by_fold[~np.isnan(by_fold[:, 0])]
-        single = pairs.split[row] == "train"
-        rows.append(
-            {
-                "pair_id": pair_id,
-                "source": "teacher",
-                "logits": known.mean(0).astype(np.float32).tolist(),
-                "spread": None if single else known.std(0).astype(np.float32).tolist(),
-                "fold": int(pairs.fold[row]) if single else MEAN_OF_FOLDS,
-            }
-        )
+    sources = _Sources()
+    labellers = _label_by_teacher(context, pairs, narratives, sources)
+    settings = context.config.signals.committee
+    for member in settings.members:
+        if member != TEACHER:
+            context.say(f"    {member}: one model a label and fold, on codes")
+            opinions, fitted = code_opinions(context, pairs, member=member)
+            sources.fitted += fitted
+            _add(context, pairs, sources, member, opinions)
+    for name, path in settings.external.items():
+        log_odds = read_external(path, name, pairs)
+        _add(context, pairs, sources, name, _external_opinions(log_odds, pairs))
+    _stack(context, pairs, sources)
     schema = with_label_names(SOFT_LABELS, pairs.label_names)
-    write_table(pa.Table.from_pylist(rows, SOFT_LABELS), path, schema)
+    table = pa.concat_tables([soft_label_table(soft, pairs) for soft in sources.soft])
+    write_table(table, context.folder / "soft_labels.parquet", schema)
+    index = [row for labeller in labellers for row in _publish(context, labeller, narratives)]
+    write_table(pa.Table.from_pylist(index, INDEX), context.folder / "index.parquet", INDEX)
+    write_json(context.folder / "committee.json", sources.facts)
+    write_fitted(context.folder / FITTED, sources.fitted)
 
 
-@dataclass(frozen=True)
-class ConceptAttention:
-    """The teacher's attention on a pair: (labels, 1 + concepts), the reading state first."""
+def _label_by_teacher(
+    context: StageContext,
+    pairs: PairTable,
+    narratives: Mapping[str, Narrative],
+    sources: _Sources,
+) -> list[FoldLabeller]:
+    reader = TextReader(context.config.teacher.model, "last")
+    labellers = [
+        FoldLabeller(context, fold, pairs=pairs, narratives=narratives, reader=reader)
+        for fold in range(context.config.splits.folds)
+    ]
+    opinions = [labeller.label() for labeller in labellers]
+    calibrations = _add(context, pairs, sources, TEACHER, opinions)
+    rows = _evidence(labellers, calibrations, narratives, pairs)
+    write_table(evidence_table(rows), context.folder / "evidence.parquet", EVIDENCE)
+    return labellers
 
-    concept_ids: tuple[str, ...]
-    attention: NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class _FoldTeacher:
-    """What tells a fold's teacher from another of the same model."""
-
-    adapter: str
-    precision: Arithmetic
-
-
-class SignalStore:
-    """Reads a signals folder by key, and refuses signals of another text or teacher."""
-
-    def __init__(self, folder: Path, *, model: str, teacher: Path) -> None:
-        self.folder = folder
-        self.model = model_digest(model)
-        self.teacher = teacher
-        self._teachers: dict[int, _FoldTeacher] = {}
-        index = read_table(folder / "index.parquet", INDEX).to_pylist()
-        self._index = {row["pair_id"]: row for row in index}
-
-    def logits(self) -> dict[str, NDArray[np.float32]]:
-        """Calibrated log-odds (labels,) of every pair the teacher labelled."""
-        table = read_table(self.folder / "soft_labels.parquet", SOFT_LABELS)
-        return {
-            row["pair_id"]: np.asarray(row["logits"], dtype=np.float32) for row in table.to_pylist()
-        }
-
-    def attention(self, pair_id: str, text: str, fold: int) -> ConceptAttention:
-        """The attention of a pair, if it was made from this text by this fold's teacher."""
-        row = self._index.get(pair_id)
-        if row is None:
-            raise CkdEhrError(f"{self.folder}: a pair has no signals; rerun stage signals")
-        teacher = self._teacher(fold)
-        expected = signal_key(
-            text,
-            model=self.model,
-            adapter=teacher.adapter,
-            fold=fold,
-            precision=teacher.precision,
+def _add(
+    context: StageContext,
+    pairs: PairTable,
+    sources: _Sources,
+    name: str,
+    opinions: Sequence[FoldOpinion],
+) -> list[Calibration]:
+    """Calibrate a source's folds, and keep its soft labels."""
+    settings = context.config.signals
+    calibrated = [
+        calibrate(
+            opinion,
+            pairs,
+            source=name,
+            ridge=settings.calibration_ridge,
+            isotonic=settings.calibration == "isotonic",
         )
-        if row["key"] != expected:
-            raise CkdEhrError(
-                f"{self.folder}: a pair's signals come from another text or teacher; "
-                f"rerun stage signals"
-            )
-        with safe_open(self.folder / row["shard"], framework="pt") as shard:
-            attention = shard.get_tensor(pair_id).float().numpy()
-        return ConceptAttention(tuple(row["concept_ids"]), attention)
+        for opinion in opinions
+    ]
+    calibrations = [calibration for calibration, _ in calibrated]
+    soft = soft_labels_of(opinions, calibrations, pairs, source=name)
+    scores = reliability(opinions, soft, pairs)
+    sources.soft.append(soft)
+    sources.fitted += [record for _, record in calibrated]
+    platt = [
+        {"slope": c.platt.slope.tolist(), "intercept": c.platt.intercept.tolist()}
+        for c in calibrations
+    ]
+    sources.facts[name] = {"platt": platt, "tuning": scores}
+    if scores["after"]:
+        context.say(
+            f"    {name}: tuning macro-AUPRC {_shown(scores['after']['macro_auprc'])}, ECE "
+            f"{_shown(scores['before']['ece'])} before calibration, "
+            f"{_shown(scores['after']['ece'])} after"
+        )
+    return calibrations
 
-    def _teacher(self, fold: int) -> _FoldTeacher:
-        if fold not in self._teachers:
-            folder = self.teacher / f"fold_{fold}"
-            self._teachers[fold] = _FoldTeacher(adapter_digest(folder), trained_in(folder))
-        return self._teachers[fold]
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _external_opinions(log_odds: Floats, pairs: PairTable) -> list[FoldOpinion]:
+    """A member whose probabilities were made elsewhere, as if by a model a fold."""
+    folds = sorted({int(fold) for fold in pairs.fold[pairs.split == "train"]})
+    rows = [rows_to_label(pairs, fold) for fold in folds]
+    return [FoldOpinion(f, at, log_odds[None, at]) for f, at in zip(folds, rows, strict=True)]
+
+
+def _stack(context: StageContext, pairs: PairTable, sources: _Sources) -> None:
+    """The committee of the members, and what is lost without each."""
+    settings = context.config.signals.committee
+    wanted = [*settings.members, *settings.external]
+    members = {soft.source: soft for soft in sources.soft if soft.source in wanted}
+    log_odds, stacks = stacked_sources(
+        {name: soft.logits for name, soft in members.items()}, pairs, ridge=settings.ridge
+    )
+    disagreement = np.std([soft.logits for soft in members.values()], axis=0)
+    for source, values in log_odds.items():
+        spread = disagreement if len(members) > 1 else np.full_like(values, np.nan)
+        sources.soft.append(SoftLabels(source, values, spread))
+        ids = [pairs.pair_ids[row] for row in pairs.rows(split="train", labelled=True)]
+        sources.fitted.append(fitted_on(f"{source}/weights", ids, split="train"))
+    stack = stacks[COMMITTEE]
+    sources.facts[COMMITTEE] = _weights(stack, list(members), pairs.label_names)
+    shown = ", ".join(
+        f"{name} {weight:.2f}" for name, weight in zip(members, stack.weights.mean(1), strict=True)
+    )
+    context.say(f"    committee: mean weights {shown}")
+
+
+def _weights(stack: Stack, members: list[str], labels: Sequence[str]) -> dict[str, object]:
+    by_label = {
+        label: dict(zip(members, stack.weights[:, k].round(4).tolist(), strict=True))
+        for k, label in enumerate(labels)
+    }
+    mean = dict(zip(members, stack.weights.mean(1).round(4).tolist(), strict=True))
+    return {"members": members, "mean_weights": mean, "weights": by_label}
+
+
+def _evidence(
+    labellers: Sequence[FoldLabeller],
+    calibrations: Sequence[Calibration],
+    narratives: Mapping[str, Narrative],
+    pairs: PairTable,
+) -> Iterator[dict[str, object]]:
+    """Rows of the table `evidence`; on later splits of the mean over the fold teachers."""
+    later: defaultdict[str, Floats | float] = defaultdict(float)
+    for labeller, calibration in zip(labellers, calibrations, strict=True):
+        slope = calibration.platt.slope[:, None]
+        train = dict(zip(labeller.pair_ids, labeller.is_train.tolist(), strict=True))
+        for _, pair_ids, tensors in labeller.chunks():
+            for pair_id in pair_ids:
+                evidence = slope * tensors[f"{pair_id}/evidence"].double().numpy()
+                if train[pair_id]:
+                    yield from evidence_rows(
+                        pair_id, evidence, narratives[pair_id], pairs.label_names
+                    )
+                else:
+                    later[pair_id] = later[pair_id] + evidence / len(labellers)
+    for pair_id, evidence_mean in later.items():
+        yield from evidence_rows(
+            pair_id, np.asarray(evidence_mean), narratives[pair_id], pairs.label_names
+        )
+
+
+def _publish(
+    context: StageContext, labeller: FoldLabeller, narratives: Mapping[str, Narrative]
+) -> Iterator[dict[str, object]]:
+    """Copy what the student reads into the stage's folder; rows of the index."""
+    teacher = FoldTeacher.of(context.config, context.inputs["teacher"], labeller.fold)
+    for start, pair_ids, tensors in labeller.chunks():
+        kept = {name: value for name, value in tensors.items() if name.split("/")[1] in KEPT}
+        if not kept:
+            continue
+        shard = f"signals-{labeller.fold}-{start:08d}.safetensors"
+        save_file(kept, context.folder / shard)
+        for pair_id in pair_ids:
+            if f"{pair_id}/attention" in kept:
+                yield {
+                    "pair_id": pair_id,
+                    "fold": labeller.fold,
+                    "key": teacher.key(narratives[pair_id].text),
+                    "shard": shard,
+                    "concept_ids": [span.concept_id for span in narratives[pair_id].spans],
+                }

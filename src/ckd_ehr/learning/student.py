@@ -42,7 +42,7 @@ from ckd_ehr.learning.reading import (
     predict_logits,
 )
 from ckd_ehr.learning.scoring import fit_platt
-from ckd_ehr.learning.signals import ConceptAttention, SignalStore
+from ckd_ehr.learning.signal_store import ConceptAttention, SignalStore
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -152,28 +152,26 @@ def _distillation(settings: StudentConfig) -> Any:
 def _taught(training: _Training) -> list[Example]:
     """All train pairs, labelled or not, with what the teacher that has not seen them says."""
     context, pairs = training.context, training.pairs
-    store = SignalStore(
-        context.inputs["signals"],
-        model=context.config.teacher.model,
-        teacher=context.inputs["teacher"],
-    )
-    texts = read_narratives(context.inputs["knowledge"], "teacher")
-    logits = store.logits()
-    taught = []
+    config, folders = context.config, context.inputs
+    store = SignalStore(folders["signals"], teacher=folders["teacher"], config=config)
+    texts = read_narratives(folders["knowledge"], "teacher")
+    logits = store.logits(config.student.soft_labels)
+    attends = config.teacher.pooling == "label_attention"
+    if not attends:
+        context.say(f"    no concept attention to distil: teacher.pooling={config.teacher.pooling}")
+    taught, without = [], 0
     for row in pairs.rows(split="train"):
         example = training.examples[row]
-        signal = store.attention(
-            example.pair_id, texts[example.pair_id].text, fold=int(pairs.fold[row])
-        )
-        attention, shared = align_attention(example, signal)
-        taught.append(
-            replace(
-                example,
-                teacher_logits=logits[example.pair_id],
-                teacher_attention=attention,
-                shared=shared,
-            )
-        )
+        example = replace(example, teacher_logits=logits[example.pair_id])
+        signal = store.attention(example.pair_id, texts[example.pair_id].text) if attends else None
+        if signal is None:
+            without += 1
+        else:
+            attention, shared = align_attention(example, signal)
+            example = replace(example, teacher_attention=attention, shared=shared)
+        taught.append(example)
+    if attends and without:
+        context.say(f"    {without:,} pairs have soft labels alone, no concept attention")
     return taught
 
 

@@ -5,18 +5,17 @@ fold f has seen no patient of fold f, so its labels for them are out of fold. Ig
 soft labels are used for.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, set_seed
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, set_seed
 
 from ckd_ehr.contracts.config import LoraConfig, TeacherConfig
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -35,8 +34,10 @@ from ckd_ehr.learning.heads import (
     save_head,
 )
 from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.orders import generator_of, shuffled
 from ckd_ehr.learning.precision import Arithmetic, uses_bf16
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
+from ckd_ehr.learning.readout import READOUT
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -102,12 +103,25 @@ def _train_fold(training: _Training, fold: int) -> None:
         device=training.device,
         title=f"teacher without fold {fold}",
         say=context.say,
+        retell=_retelling(training) if settings.shuffle else None,
     )
     done = context.work / f"fold_{fold}"
     model.backbone.save_pretrained(done)  # type: ignore[operator]
     write_json(done / HISTORY, history)
     write_fitted(done / FITTED, _fitted(training, fold, train))
     save_head(done, model.head, pairs.label_names)
+
+
+def _retelling(training: _Training) -> Callable[[Example, int], Example]:
+    """A pair with its codes in another order in each epoch: their order is arbitrary."""
+
+    def retell(example: Example, epoch: int) -> Example:
+        rng = generator_of(example.pair_id, order=1 + epoch, seed=training.context.config.seed)
+        told = shuffled(training.narratives[example.pair_id], rng)
+        encoded = training.reader.example(example.pair_id, told).encoded
+        return replace(example, encoded=encoded)
+
+    return retell
 
 
 def _fitted(training: _Training, fold: int, train: Sequence[Example]) -> list[FittedOn]:
@@ -127,15 +141,20 @@ def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
 
 def new_teacher(settings: TeacherConfig, *, labels: int, device: str) -> LabelAttentionModel:
     """The pretrained backbone, frozen, with fresh LoRA weights and a fresh head."""
-    backbone = load_backbone(settings.model, precision=settings.precision, device=device)
+    backbone = load_backbone(settings, device=device)
+    if settings.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(backbone, _peft_config(settings.lora, backbone))
-    head = LabelAttentionHead(backbone.config.hidden_size, labels)
+    head = LabelAttentionHead(backbone.config.hidden_size, labels, pooling=settings.pooling)
     return LabelAttentionModel(adapted, head, pooling="last")
 
 
-def load_teacher(settings: TeacherConfig, folder: Path, *, device: str) -> LabelAttentionModel:
-    """A trained fold teacher, ready to read."""
-    backbone = load_backbone(settings.model, precision=settings.precision, device=device)
+def load_teacher(
+    settings: TeacherConfig, folder: Path, *, device: str, readout: bool = False
+) -> LabelAttentionModel:
+    """A trained fold teacher, ready to read; `readout` lets its layers' attention be recorded."""
+    kernel = READOUT if readout else None
+    backbone = load_backbone(settings, device=device, kernel=kernel)
     adapted = PeftModel.from_pretrained(backbone, folder)
     model = LabelAttentionModel(adapted, load_head(folder), pooling="last")
     return model.to(device).eval()
@@ -146,18 +165,44 @@ def trained_in(folder: Path) -> Arithmetic:
     return "bf16" if read_json(folder / HISTORY)["precision"] == "bf16" else "fp32"
 
 
-def load_backbone(model: str, *, precision: str, device: str) -> Any:
-    """A decoder without its language-model head."""
-    folder = resolve_model(model)
+def load_backbone(settings: TeacherConfig, *, device: str, kernel: str | None = None) -> Any:
+    """A decoder without its language-model head, causal or not."""
+    folder = resolve_model(settings.model)
     config = AutoConfig.from_pretrained(folder)
     if getattr(config, "is_encoder_decoder", False) or "bert" in str(config.model_type):
         raise CkdEhrError(
-            f"teacher.model={model}: a decoder is needed, this is {config.model_type}"
+            f"teacher.model={settings.model}: a decoder is needed, this is {config.model_type}"
         )
     config.use_cache = False
-    dtype = torch.bfloat16 if uses_bf16(precision, device=device) else torch.float32
-    return AutoModel.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation=attention_kernel(device)
+    if settings.bidirectional:
+        config.is_causal = False
+    dtype = torch.bfloat16 if uses_bf16(settings.precision, device=device) else torch.float32
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    options["attn_implementation"] = kernel or attention_kernel(device)
+    if settings.quantize == "nf4":
+        options["quantization_config"] = four_bits(device)
+    return AutoModel.from_pretrained(folder, **options)
+
+
+def four_bits(device: str) -> Any:
+    """NF4 with double quantisation (QLoRA, Dettmers et al. 2023); an error where it cannot run."""
+    if not device.startswith("cuda"):
+        raise CkdEhrError(
+            f"teacher.quantize=nf4: needs a CUDA GPU, this run is on {device}; "
+            "set teacher.quantize=none"
+        )
+    try:
+        import_module("bitsandbytes")
+    except ImportError:
+        raise CkdEhrError(
+            "teacher.quantize=nf4: bitsandbytes is not installed; pip install bitsandbytes, "
+            "or set teacher.quantize=none"
+        ) from None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
@@ -166,6 +211,8 @@ def _peft_config(settings: LoraConfig, backbone: nn.Module) -> PeftLoraConfig:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        use_rslora=settings.rslora,
         target_modules="all-linear" if settings.layers == 1 else _top_linears(backbone, settings),
     )
 
@@ -183,8 +230,3 @@ def _top_linears(backbone: nn.Module, settings: LoraConfig) -> list[str]:
         for inner, part in stack[number].named_modules()
         if isinstance(part, nn.Linear)
     ]
-
-
-def out_of_fold(pairs: PairTable, fold: int) -> NDArray[np.intp]:
-    """Rows that the teacher of this fold labels: its fold's train pairs, and all later splits."""
-    return np.nonzero((pairs.fold == fold) | (pairs.split != "train"))[0]

@@ -36,9 +36,10 @@ CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
     """Trainer whose loss is a function of (head output, batch, progress from 0 to 1)."""
 
-    def __init__(self, *, loss: Loss, **kwargs: Any) -> None:
+    def __init__(self, *, loss: Loss, title: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss = loss
+        self.title = title
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: object
@@ -47,6 +48,11 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
         output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
         progress = self.state.global_step / max(1, self.state.max_steps)
         loss = self.loss(output, inputs, progress)
+        if not torch.isfinite(loss):
+            raise CkdEhrError(
+                f"{self.title}: the loss is not finite at step {self.state.global_step + 1}; "
+                "lower learning_rate or head_learning_rate, or set precision=fp32"
+            )
         return (loss, {"logits": output.logits}) if return_outputs else loss
 
     def prediction_step(
@@ -110,11 +116,13 @@ def fit(
     device: str,
     title: str,
     say: Callable[[str], None],
+    retell: Callable[[Example, int], Example] | None = None,
 ) -> dict[str, object]:
     """Train with early stopping on tuning macro-AUPRC; leaves the best weights in the model.
 
     Args:
         checkpoints: where checkpoints are kept; an earlier, killed run is resumed from there.
+        retell: the example as it is read in an epoch.
 
     Returns:
         Steps, seconds, pairs, the arithmetic in use, and the tuning scores by step.
@@ -123,12 +131,14 @@ def fit(
     arguments = _arguments(
         settings, len(train), checkpoints, seed=seed, device=device, bf16=precision == "bf16"
     )
+    dataset = PairDataset(train, retell)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), fused=True)
     trainer = LossTrainer(
         model=model,
         args=arguments,
         loss=loss,
-        train_dataset=PairDataset(train),
+        title=title,
+        train_dataset=dataset,
         eval_dataset=PairDataset(tuning),
         data_collator=collator(pad_token=pad_token, labels=labels),
         compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
@@ -136,6 +146,7 @@ def fit(
         callbacks=[
             _Reporter(title, settings.checkpoint_steps, say),
             _Patience(settings.patience),
+            _Epochs(dataset),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -144,8 +155,6 @@ def fit(
     if resumed is not None:
         say(f"    {title}: resuming from {Path(resumed).name}")
     result = trainer.train(resume_from_checkpoint=resumed)
-    if not np.isfinite(result.training_loss):
-        raise CkdEhrError(f"{title}: the loss is not finite; lower learning_rate or use fp32")
     return {"precision": precision, **_history(trainer, result, pairs=len(train))}
 
 
@@ -168,6 +177,16 @@ def _history(trainer: LossTrainer, result: Any, *, pairs: int) -> dict[str, obje
 def _rounded(score: float) -> float | None:
     """JSON has no NaN: a score that no label has is null."""
     return round(float(score), 5) if np.isfinite(score) else None
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
+    """Tells the dataset which epoch it is, after a resumption too."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.dataset.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types

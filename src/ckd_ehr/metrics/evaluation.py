@@ -11,6 +11,7 @@ trained.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,11 +50,13 @@ from ckd_ehr.learning.scoring import (
 from ckd_ehr.metrics.ceiling import ScoredModels, ceiling_of_run, is_simulated
 from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
 from ckd_ehr.metrics.dataset_facts import read_dataset, read_flow
+from ckd_ehr.metrics.members import committee_result
 from ckd_ehr.metrics.report import render_report
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
     MODELS,
     Ceiling,
+    CommitteeResult,
     Difference,
     LabelFacts,
     Metrics,
@@ -67,7 +70,11 @@ __all__ = ["format_table", "write_evaluation"]
 
 SCORED = "held_out"
 STUDENTS = ("student_hard", "student_distilled")
-COMPARED = (("student_distilled", "student_hard"), ("student_distilled", "logistic_regression"))
+COMPARED = (
+    ("student_distilled", "student_hard"),
+    ("student_distilled", "logistic_regression"),
+    ("committee", "teacher"),
+)
 DIFFERENCES = ("macro_auprc", "macro_auroc", "micro_auprc", "macro_f1", "brier", "ece")
 
 
@@ -158,7 +165,9 @@ def _all_models(
         "student_hard": "BERT on hard labels alone; Platt on tuning" + _effort(context, "hard"),
         "student_distilled": "the same BERT, with the teacher's soft labels and concept "
         "attention; Platt on tuning" + _effort(context, "distilled"),
-        "teacher": "mean log-odds of the fold teachers; Platt on out-of-fold train pairs",
+        "teacher": "mean log-odds of the fold teachers; calibrated on out-of-fold train pairs",
+        "committee": "members stacked on out-of-fold train pairs: "
+        + ", ".join(_committee_facts(context)["mean_weights"]),
     }
     probabilities = {"carry_forward": carried, "logistic_regression": regression.probabilities}
     path = context.inputs["student"] / "predictions.parquet"
@@ -166,11 +175,34 @@ def _all_models(
     for model in STUDENTS:
         chosen = students.filter(pc.equal(students["model"], model))
         probabilities[model] = _joined(pairs, chosen, "probabilities", f"{path} ({model})")
-    path = context.inputs["signals"] / "soft_labels.parquet"
-    soft = read_table(path, SOFT_LABELS)
-    soft = soft.filter(pc.equal(soft["source"], "teacher"))
-    probabilities["teacher"] = expit(_joined(pairs, soft, "logits", str(path)))
+    soft = _soft_labels(context, pairs)
+    probabilities |= {name: expit(soft[name]) for name in ("teacher", "committee")}
     return {model: probabilities[model] for model in MODELS}, notes, fitted
+
+
+def _soft_labels(context: StageContext, pairs: LabelledPairs) -> dict[str, Floats]:
+    """Calibrated log-odds (pairs, labels) by source, NaN for train pairs."""
+    path = context.inputs["signals"] / "soft_labels.parquet"
+    table = read_table(path, SOFT_LABELS)
+    sources = pc.unique(table["source"]).to_pylist()
+    return {
+        source: _joined(pairs, table.filter(pc.equal(table["source"], source)), "logits", str(path))
+        for source in sources
+    }
+
+
+def _committee_facts(context: StageContext) -> dict[str, Any]:
+    facts = read_json(context.inputs["signals"] / "committee.json")["committee"]
+    assert isinstance(facts, dict)
+    return facts
+
+
+def _committee(
+    context: StageContext, pairs: LabelledPairs, scored: ScoredModels
+) -> CommitteeResult:
+    rows = pairs.rows(SCORED)
+    log_odds = {source: values[rows] for source, values in _soft_labels(context, pairs).items()}
+    return committee_result(log_odds, _committee_facts(context), scored.pairs)
 
 
 def _fitted(pairs: LabelledPairs, rows: Bools, split: Split, *names: str) -> list[FittedOn]:
@@ -322,6 +354,7 @@ def _collect(
         onset_cells={"new_onset": int((~known).sum()), "persistent": int(known.sum())},
         models=models,
         differences=_differences(scored),
+        committee=_committee(context, pairs, scored),
         ceiling=ceiling[0],
         no_ceiling=ceiling[1],
         latency=measure_latency(context),

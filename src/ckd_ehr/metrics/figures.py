@@ -23,6 +23,7 @@ NAMES = {
     "student_hard": "student, hard labels",
     "student_distilled": "student, distilled",
     "teacher": "teacher",
+    "committee": "committee",
 }
 # Okabe–Ito colours (distinguishable without red–green vision), and a line style each.
 LOOKS = {
@@ -31,6 +32,7 @@ LOOKS = {
     "student_hard": ("#3f9fd8", "--"),
     "student_distilled": ("#009e73", "-"),
     "teacher": ("#d55e00", (0, (5, 1))),
+    "committee": ("#7a3b69", (0, (3, 1, 1, 1))),
 }
 
 # The references that simulated patients allow: no models, so another colour than any of these.

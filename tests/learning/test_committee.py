@@ -1,0 +1,145 @@
+"""Stacking: weights are never negative, good members get more, rare labels stay at equal ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.learning.committee import (
+    external_digests,
+    fit_stack,
+    read_external,
+    stacked_sources,
+)
+from ckd_ehr.learning.examples import PairTable
+from ckd_ehr.learning.scoring import label_ranking, macro
+
+
+def members(pairs: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two members with independent errors, and one that knows nothing; two labels, one rare."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(pairs, 2)) * 2 - [0.0, 8.0]
+    labels = rng.random(truth.shape) < expit(truth)
+    seen = np.stack([truth + rng.normal(size=truth.shape) * s for s in (1.0, 1.5)])
+    return np.concatenate([seen, rng.normal(size=(1, *truth.shape))]), labels
+
+
+def test_weights_are_those_of_penalised_logistic_regression() -> None:
+    log_odds, labels = members()
+    stack = fit_stack(log_odds[:2], labels, ridge=1e-6)
+    oracle = LogisticRegression(C=np.inf, tol=1e-8).fit(log_odds[:2, :, 0].T, labels[:, 0])
+    np.testing.assert_allclose(stack.weights[:, 0], oracle.coef_[0], atol=1e-3)
+    np.testing.assert_allclose(stack.intercept[0], oracle.intercept_[0], atol=1e-3)
+
+
+def test_no_weight_is_negative_and_noise_weighs_nothing() -> None:
+    log_odds, labels = members()
+    stack = fit_stack(np.concatenate([log_odds, -log_odds[:1]]), labels, ridge=1.0)
+    assert (stack.weights >= 0).all()
+    assert stack.weights[2, 0] < 0.1
+    assert stack.weights[3, 0] == 0
+    assert stack.weights[0, 0] > stack.weights[1, 0] > 0.1
+
+
+def test_a_label_of_one_class_keeps_equal_weights() -> None:
+    log_odds, labels = members(pairs=50)
+    labels[:, 1] = False
+    stack = fit_stack(log_odds, labels, ridge=20.0)
+    np.testing.assert_allclose(stack.weights[:, 1], 1 / 3)
+    assert stack.intercept[1] == 0
+
+
+def test_the_committee_beats_its_members_and_shows_who_is_missed() -> None:
+    log_odds, labels = members()
+    pairs = table(labels)
+    named = dict(zip(("good", "fair", "noise"), log_odds, strict=True))
+    sources, stacks = stacked_sources(named, pairs, ridge=20.0)
+    held_out = pairs.rows(split="held_out")
+
+    def score(values: np.ndarray) -> float:
+        return float(macro(label_ranking(values[held_out], labels[held_out]).auprc)[0])
+
+    scores = {name: score(values) for name, values in {**named, **sources}.items()}
+    assert scores["committee"] > max(scores["good"], scores["fair"], scores["noise"])
+    assert scores["committee_without_good"] < scores["committee_without_noise"]
+    assert set(stacks) == {"committee", *(f"committee_without_{name}" for name in named)}
+
+
+def test_labels_outside_train_are_not_looked_at() -> None:
+    log_odds, labels = members(pairs=300)
+    named = dict(zip(("a", "b", "c"), log_odds, strict=True))
+    before, _ = stacked_sources(named, table(labels), ridge=20.0)
+    changed = labels.copy()
+    changed[200:] = ~changed[200:]
+    after, _ = stacked_sources(named, table(changed, train=200), ridge=20.0)
+    again, _ = stacked_sources(named, table(labels, train=200), ridge=20.0)
+    np.testing.assert_array_equal(after["committee"], again["committee"])
+    assert not np.array_equal(before["committee"], again["committee"])
+
+
+def table(labels: np.ndarray, *, train: int | None = None) -> PairTable:
+    count = len(labels)
+    split = np.repeat("held_out", count)
+    split[: count // 2 if train is None else train] = "train"
+    return PairTable(
+        pair_ids=tuple(f"p{n}" for n in range(count)),
+        split=split,
+        fold=np.where(split == "train", np.arange(count) % 2, -1).astype(np.int8),
+        labelled=np.ones(count, dtype=bool),
+        labels=labels,
+        label_names=("Shock", "Pneumonia"),
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> tuple[Path, PairTable]:
+    pairs = table(np.zeros((6, 2), dtype=bool))
+    rows = {"pair_id": list(pairs.pair_ids)[::-1], "Shock": [0.1] * 6, "Pneumonia": [0.2] * 6}
+    pq.write_table(pa.table(rows), tmp_path / "site.parquet")
+    return tmp_path / "site.parquet", pairs
+
+
+def test_a_sites_own_model_is_joined_by_pair_id(site: tuple[Path, PairTable]) -> None:
+    path, pairs = site
+    values = expit(read_external(path, "site", pairs))
+    np.testing.assert_allclose(values, [[0.1, 0.2]] * 6)
+    assert list(external_digests({"site": path})) == ["committee.site"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop_columns(["Shock"]), "column 'Shock' is missing"),
+        (lambda t: t.slice(2), "2 of 6 pairs are missing"),
+        (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "more than once"),
+        (
+            lambda t: t.set_column(1, "Shock", pa.array([2.0] * 6)),
+            "'Shock' holds something outside",
+        ),
+        (lambda t: t.set_column(1, "Shock", pa.array([None] * 6, pa.float64())), "outside 0 to 1"),
+        (lambda t: t.set_column(1, "Shock", pa.array(["high"] * 6)), "'Shock' holds no numbers"),
+    ],
+)
+def test_a_sites_damaged_file_is_refused_with_its_name(
+    site: tuple[Path, PairTable], change: object, said: str
+) -> None:
+    path, pairs = site
+    pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
+    with pytest.raises(CkdEhrError, match=said) as error:
+        read_external(path, "site", pairs)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_absent_or_cut_short_is_refused(site: tuple[Path, PairTable]) -> None:
+    path, pairs = site
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CkdEhrError, match="no Parquet file"):
+        read_external(path, "site", pairs)
+    path.unlink()
+    with pytest.raises(CkdEhrError, match="no such file"):
+        external_digests({"site": path})

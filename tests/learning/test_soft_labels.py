@@ -1,0 +1,106 @@
+"""Soft labels: calibrated on the fold's own pairs, averaged, with the spread of the opinions."""
+
+import numpy as np
+from scipy.special import expit, logit
+
+from ckd_ehr.learning.examples import PairTable
+from ckd_ehr.learning.soft_labels import (
+    FoldOpinion,
+    calibrate,
+    reliability,
+    rows_to_label,
+    soft_label_table,
+    soft_labels_of,
+)
+
+
+def cohort(count: int = 3000) -> tuple[PairTable, np.ndarray]:
+    """Two labels with known risks; the last 30 train pairs are unlabelled."""
+    rng = np.random.default_rng(3)
+    risks = expit(rng.normal(size=(count, 2)) - 1)
+    split = np.where(np.arange(count) % 5 == 4, "tuning", "train")
+    labelled = (split != "train") | (np.arange(count) < count - 30)
+    pairs = PairTable(
+        pair_ids=tuple(f"p{n}" for n in range(count)),
+        split=split,
+        fold=np.where(split == "train", np.arange(count) % 2, -1).astype(np.int8),
+        labelled=labelled,
+        labels=(rng.random(risks.shape) < risks) & labelled[:, None],
+        label_names=("Shock", "Pneumonia"),
+    )
+    return pairs, risks
+
+
+def opinions_of(pairs: PairTable, risks: np.ndarray, *, orders: int) -> list[FoldOpinion]:
+    """Twice too sure and shifted, with noise from order to order."""
+    rng = np.random.default_rng(4)
+    opinions = []
+    for fold in (0, 1):
+        rows = rows_to_label(pairs, fold)
+        raw = 2 * logit(risks[rows]) + 1 + fold
+        noise = rng.normal(size=(orders, *raw.shape)) * 0.5
+        opinions.append(FoldOpinion(fold, rows, raw + noise))
+    return opinions
+
+
+def test_calibration_undoes_over_confidence_and_says_so_on_tuning() -> None:
+    pairs, risks = cohort()
+    opinions = opinions_of(pairs, risks, orders=3)
+    for isotonic in (False, True):
+        fitted = [
+            calibrate(o, pairs, source="teacher", ridge=1.0, isotonic=isotonic) for o in opinions
+        ]
+        soft = soft_labels_of(opinions, [c for c, _ in fitted], pairs, source="teacher")
+        assert np.abs(expit(soft.logits) - risks).mean() < 0.04
+        scores = reliability(opinions, soft, pairs)
+        before, after = scores["before"]["ece"], scores["after"]["ece"]
+        assert before is not None and after is not None
+        assert before > 0.1
+        assert after < 0.05
+        assert [record.name for _, record in fitted] == [
+            "teacher/fold_0/platt",
+            "teacher/fold_1/platt",
+        ]
+
+
+def test_spread_is_that_of_the_calibrated_opinions() -> None:
+    pairs, risks = cohort(100)
+    opinions = opinions_of(pairs, risks, orders=3)
+    calibrations = [calibrate(o, pairs, source="t", ridge=1.0)[0] for o in opinions]
+    soft = soft_labels_of(opinions, calibrations, pairs, source="t")
+    train = int(pairs.rows(split="train")[1])
+    fold = int(pairs.fold[train])
+    place = int(np.searchsorted(opinions[fold].rows, train))
+    mine = calibrations[fold].apply(opinions[fold].logits)[:, place]
+    np.testing.assert_allclose(soft.logits[train], mine.mean(0))
+    np.testing.assert_allclose(soft.spread[train], mine.std(0))
+    tuning = int(pairs.rows(split="tuning")[0])
+    both = np.concatenate(
+        [
+            calibration.apply(opinion.logits)[:, int(np.searchsorted(opinion.rows, tuning))]
+            for opinion, calibration in zip(opinions, calibrations, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(soft.spread[tuning], both.std(0))
+
+
+def test_one_opinion_has_no_spread_and_later_splits_have_no_fold() -> None:
+    pairs, risks = cohort(100)
+    opinions = opinions_of(pairs, risks, orders=1)
+    calibrations = [calibrate(o, pairs, source="t", ridge=1.0)[0] for o in opinions]
+    rows = soft_label_table(
+        soft_labels_of(opinions, calibrations, pairs, source="t"), pairs
+    ).to_pylist()
+    for row, split, fold in zip(rows, pairs.split, pairs.fold, strict=True):
+        assert (row["spread"] is None) == (split == "train")
+        assert row["fold"] == (fold if split == "train" else -1)
+
+
+def test_a_fold_is_calibrated_on_its_own_labelled_pairs_alone() -> None:
+    pairs, risks = cohort(200)
+    opinion = opinions_of(pairs, risks, orders=1)[0]
+    before, _ = calibrate(opinion, pairs, source="t", ridge=1.0)
+    elsewhere = (pairs.split != "train") | (pairs.fold != 0) | ~pairs.labelled
+    pairs.labels[elsewhere] = ~pairs.labels[elsewhere]
+    after, _ = calibrate(opinion, pairs, source="t", ridge=1.0)
+    np.testing.assert_array_equal(before.platt.slope, after.platt.slope)

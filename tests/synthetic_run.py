@@ -304,13 +304,13 @@ def stub_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand in for what needs torch; returns the list of pairs that were asked to be explained."""
     asked: list[str] = []
 
-    def explain_pair(inputs: object, pair_id: str, config: object) -> Explanation:
+    def explain_by_student(inputs: object, pair_id: str, config: object) -> Explanation:
         asked.append(pair_id)
         return example_of(pair_id)
 
     latency, inference = ModuleType("latency"), ModuleType("inference")
     latency.measure_latency = lambda context: LATENCY  # type: ignore[attr-defined]
-    inference.explain_pair = explain_pair  # type: ignore[attr-defined]
+    inference.explain_by_student = explain_by_student  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.latency", latency)
     monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.inference", inference)
     return asked

@@ -93,7 +93,7 @@ def test_every_stage_publishes_what_the_stage_table_says(runner: Runner) -> None
     assert not list(runner.out.glob("*.partial"))
 
 
-def test_the_five_models_stand_side_by_side(runner: Runner) -> None:
+def test_the_models_stand_side_by_side(runner: Runner) -> None:
     metrics = json.loads(
         (run_directory(runner.out).folder("evaluation") / "metrics.json").read_text()
     )
@@ -192,6 +192,14 @@ def test_the_commands_answer_for_a_finished_run(
     assert f"Pair {pair_id}" in shown
     assert "Septicemia (except in labor)" in shown
     assert "given that there is one" in " ".join(shown.split())
+    assert main(["explain", out, "--pair", pair_id, "--model", "teacher", "--risks", "1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Pair {pair_id} teacher of run" in shown
+    assert "calibrated on train pairs it had not seen" in shown
+    assert main(["signals", "verify", out]) == 0
+    assert " kB a pair" in capsys.readouterr().out
+    assert main(["signals", "committee", out]) == 0
+    assert all(name in capsys.readouterr().out for name in ["lightgbm"])
     assert main(["explain", out, "--pair", "unknown"]) == 2
     assert "02_cohort/pairs.parquet" in capsys.readouterr().err
     assert main(["predict", out, "--visits", examples]) == 0

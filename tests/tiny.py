@@ -10,6 +10,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Co
 
 from ckd_ehr.contracts.files import write_table
 from ckd_ehr.contracts.records import (
+    EFFICACY,
+    GUIDELINES,
     NARRATIVES,
     PAIRS,
     VISITS,
@@ -115,6 +117,8 @@ def write_cohort(cohort: Path, knowledge: Path, *, patients: int = 60) -> None:
     write_table(pa.Table.from_pylist(pairs, PAIRS), cohort / "pairs.parquet", schema)
     table = pa.Table.from_pylist(visits, VISITS)
     write_table(table, cohort / "visits.parquet", with_label_names(VISITS, LABELS))
+    for name, empty in (("efficacy", EFFICACY), ("guidelines", GUIDELINES)):
+        write_table(empty.empty_table(), knowledge / f"{name}.parquet", empty)
     for reader in ("teacher", "student"):
         table = pa.Table.from_pylist([{**row, "reader": reader} for row in narratives], NARRATIVES)
         write_table(table, knowledge / f"{reader}.parquet", NARRATIVES)

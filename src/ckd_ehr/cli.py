@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from ckd_ehr.cli_explain import explain, print_explanation
 from ckd_ehr.cli_knowledge import knowledge
+from ckd_ehr.cli_signals import signals
 from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.files import read_json
 from ckd_ehr.contracts.runs import RunDirectory
@@ -81,7 +83,7 @@ def demo(overrides: tuple[str, ...], out: Path) -> None:
     _show_report(directory)
     if config.data.source == "simulated":
         click.echo("\nOne held-out patient, explained:\n")
-        _explain(directory, _first_held_out_pair(directory), label=None, risks=1, top=5)
+        print_explanation(directory, _first_held_out_pair(directory), label=None, risks=1, top=5)
     click.echo(f"\nReport: {_report_file(directory)}")
 
 
@@ -136,26 +138,6 @@ def report(run: Path, open_it: bool) -> None:
     click.echo(f"\nReport: {_report_file(directory)}")
     if open_it:
         click.launch(str(_report_file(directory).absolute()))
-
-
-@commands.command(short_help="Show what one pair's risks rest on.")
-@RUN
-@click.option("--pair", required=True, metavar="ID", help="A pair_id of the run.")
-@click.option("--label", metavar="NAME", help="One disease.  [default: the highest risks]")
-@click.option("--risks", type=click.IntRange(1), default=3, show_default=True, metavar="N")
-@click.option("--top", type=click.IntRange(1), default=8, show_default=True, metavar="N",
-              help="Concepts shown for each risk.")  # fmt: skip
-def explain(run: Path, pair: str, label: str | None, risks: int, top: int) -> None:
-    """Show what the student's risks for one pair rest on. Prints this patient's history.
-
-    A pair is a history together with the next visit; pair ids are in RUN/02_cohort/pairs.parquet.
-
-    \b
-    Examples:
-      ckd-ehr explain runs/demo --pair 0123456789abcdef
-      ckd-ehr explain runs/demo --pair 0123456789abcdef --label pneumonia --top 20
-    """
-    _explain(finished_run(run, "student"), pair, label=label, risks=risks, top=top)
 
 
 @commands.command(short_help="Predict for new patients, in JSON lines.")
@@ -295,7 +277,9 @@ def audit(run: Path) -> None:
         click.get_current_context().exit(1)
 
 
+commands.add_command(explain)
 commands.add_command(knowledge)
+commands.add_command(signals)
 
 
 @commands.command(short_help="Check this machine; forecast the demo.")
@@ -374,23 +358,6 @@ def _first_held_out_pair(directory: RunDirectory) -> str:
     )
     ids = table.filter(pc.equal(table["split"], "held_out"))["pair_id"]
     return str(min(ids.to_pylist()))
-
-
-def _explain(
-    directory: RunDirectory, pair_id: str, *, label: str | None, risks: int, top: int
-) -> None:
-    from ckd_ehr.display import find_label, highest_risks, show, show_explanation
-    from ckd_ehr.learning.inference import explain_pair
-
-    names = ("cohort", "knowledge", "student")
-    inputs = {name: directory.require(name) for name in names}
-    predictor = inputs["student"] / "distilled" / "predictor.json"
-    facts = {**read_json(predictor), "run": directory.config().name}
-    labels = [phenotype.name for phenotype in directory.config().labels.selected]
-    wanted = find_label(label, labels) if label else None
-    explanation = explain_pair(inputs, pair_id, directory.config())
-    chosen = [wanted] if wanted else highest_risks(explanation, risks)
-    show(show_explanation(explanation, facts, chosen, top=top))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def _show_label(label: LabelExplanation, *, top: int) -> RenderableType:
         (label.label, "bold"),
         f"  {label.probability:.1%}",
         (f"  (in the training records {label.prevalence:.1%})", "dim"),
+        "" if label.spread is None else f"  opinions differ by {label.spread:.2f} in log-odds",
     )
     ranked = sorted(label.concepts, key=lambda concept: -abs(concept.log_odds))
     rest = sum(concept.log_odds for concept in ranked[top:])
@@ -149,8 +150,7 @@ def _basis(facts: Mapping[str, object]) -> str:
     return (
         "Signed numbers are parts of the calibrated log-odds; with the base they add up to the "
         f"risk. Trained on {facts.get('train_pairs', '?')} pairs of source "
-        f"'{facts.get('data_source', '?')}', calibrated on {facts.get('calibration_pairs', '?')} "
-        "tuning pairs."
+        f"'{facts.get('data_source', '?')}', calibrated on {facts.get('calibrated_on', '?')}."
     )
 
 
@@ -217,3 +217,24 @@ def show_sources(narrative: Narrative, citations: Mapping[str, str]) -> Renderab
     return Group(
         Padding(Text(narrative.text, style="italic"), (0, 2, 1, 2)), table, Text(cut, style="dim")
     )
+
+
+def show_committee(facts: Mapping[str, Any]) -> RenderableType:
+    """Members with their mean weights and tuning scores, and the weights of each label."""
+    members = facts["committee"]["members"]
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("member", "mean weight", "macro-AUPRC", "macro-AUROC", "ECE", "uncalibrated"):
+        table.add_column(heading, justify="left" if heading == "member" else "right")
+    for member in members:
+        tuning = facts[member]["tuning"]
+        scores = [tuning["after"].get(name) for name in ("macro_auprc", "macro_auroc", "ece")]
+        scores.append(tuning["before"].get("ece"))
+        shown = ["–" if score is None else f"{score:.3f}" for score in scores]
+        table.add_row(member, f"{facts['committee']['mean_weights'][member]:.2f}", *shown)
+    weights = Table(box=None, padding=(0, 2))
+    for heading in ("label", *members):
+        weights.add_column(heading, justify="left" if heading == "label" else "right")
+    for label, row in facts["committee"]["weights"].items():
+        weights.add_row(label, *(f"{row[member]:.2f}" for member in members))
+    said = "Scores are of tuning pairs; ECE after calibration, and before."
+    return Group(table, Text(f"\n{said}\n", style="dim"), weights)

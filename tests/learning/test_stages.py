@@ -26,6 +26,7 @@ from ckd_ehr.learning.alignment import Encoded
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, make_batch
 from ckd_ehr.learning.evidence import EVIDENCE
 from ckd_ehr.learning.examples import read_pairs
+from ckd_ehr.learning.explain import explain_by_teacher
 from ckd_ehr.learning.inference import StudentPredictor
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import predict_logits
@@ -192,6 +193,30 @@ def test_evidence_sums_to_the_log_odds(run: Run) -> None:
         total = label.base_log_odds + label.reading_state_log_odds
         total += sum(concept.log_odds for concept in label.concepts)
         assert 1 / (1 + np.exp(-total)) == pytest.approx(label.probability, abs=1e-6)
+
+
+def test_the_teachers_explanation_adds_up_to_its_soft_label(run: Run, tmp_path: Path) -> None:
+    folders = dict(run.context("signals").inputs)
+    config = with_settings(run.config, "signals", orders=1)
+    write_signals(StageContext(config, tmp_path, folders, say=lambda _: None))
+    folders["signals"] = tmp_path
+    pairs = read_pairs(run.root / "cohort")
+    store = SignalStore(tmp_path, teacher=run.root / "teacher", config=config)
+    soft = store.logits("teacher")
+    evidence = read_table(tmp_path / "evidence.parquet", EVIDENCE).to_pylist()
+    for split in ("train", "held_out"):
+        pair_id = pairs.pair_ids[int(pairs.rows(split=split)[0])]
+        explanation = explain_by_teacher(folders, pair_id, config)
+        table = {row["label"]: row for row in evidence if row["pair_id"] == pair_id}
+        for label, log_odds in zip(explanation.labels, soft[pair_id], strict=True):
+            total = label.base_log_odds + label.reading_state_log_odds
+            total += sum(concept.log_odds for concept in label.concepts)
+            assert total == pytest.approx(log_odds, abs=1e-4)
+            assert expit(total) == pytest.approx(label.probability)
+            assert (label.spread is None) == (split == "train")
+            told = {concept.concept_id: concept.log_odds for concept in label.concepts}
+            for concept in table[label.label]["concepts"]:
+                assert concept["log_odds"] == pytest.approx(told[concept["concept_id"]], abs=5e-3)
 
 
 def test_a_killed_teacher_resumes_to_the_same_weights(run: Run, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class LabelExplanation:
 
     `base_log_odds` + `reading_state_log_odds` + the concepts' log-odds = logit(probability).
     The reading state sums up the whole text; what rests on it cannot be attributed to a concept.
+    `spread` is the standard deviation of several opinions' log-odds, if there are several.
     """
 
     label: str
@@ -127,6 +128,7 @@ class LabelExplanation:
     base_log_odds: float
     reading_state_log_odds: float
     concepts: tuple[ConceptEvidence, ...]
+    spread: float | None = None
 
     @property
     def reading_state_share(self) -> float:

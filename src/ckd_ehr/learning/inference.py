@@ -15,19 +15,13 @@ from scipy.special import expit
 from ckd_ehr.contracts.config import KnowledgeConfig, RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import Phenotype
-from ckd_ehr.contracts.records import (
-    ConceptEvidence,
-    Explanation,
-    LabelExplanation,
-    Narrative,
-    Visit,
-)
+from ckd_ehr.contracts.records import Explanation, Narrative, Visit
 from ckd_ehr.knowledge.efficacy import ALL_TRAIN
 from ckd_ehr.knowledge.facts import Facts, KnowledgeBase
 from ckd_ehr.knowledge.narrative import Teller
 from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.learning.examples import TextReader
-from ckd_ehr.learning.heads import HeadOutput
+from ckd_ehr.learning.explain import calibrated_evidence, label_explanations
 from ckd_ehr.learning.reading import pick_device, predict_logits, read_batch, reading
 from ckd_ehr.learning.scoring import PlattScaling
 from ckd_ehr.learning.student import PREDICTOR, Variant, load_student
@@ -114,45 +108,23 @@ class StudentPredictor:
             output = read_batch(
                 self.model, [example], pad_token=self.reader.pad_token, device=self.device
             )
-        cited = citations or {}
-        labels = tuple(
-            self._explain_label(output, narrative, k, cited) for k in range(len(self.labels))
-        )
+        bias = self.model.head.bias.detach().cpu().double().numpy()
+        evidence = calibrated_evidence(output.evidence[0].double().numpy(), bias, self.scaling)
         return Explanation(
             pair_id=pair_id,
             model=f"student_{self.facts['variant']}",
             narrative=narrative,
-            labels=labels,
-        )
-
-    def _explain_label(
-        self, output: HeadOutput, narrative: Narrative, k: int, citations: Mapping[str, str]
-    ) -> LabelExplanation:
-        slope, intercept = self.scaling.slope[k], self.scaling.intercept[k]
-        evidence = slope * output.evidence[0, k].double().numpy()
-        bias = slope * self.model.head.bias[k].item() + intercept
-        concepts = tuple(
-            ConceptEvidence(
-                concept_id=span.concept_id,
-                text=narrative.text[span.start : span.end],
-                kind=span.kind,
-                visit_index=span.visit_index,
-                log_odds=float(value),
-                citation=citations.get(span.concept_id, ""),
-            )
-            for span, value in zip(narrative.spans, evidence[1:], strict=True)
-        )
-        return LabelExplanation(
-            label=self.labels[k],
-            probability=float(expit(evidence.sum() + bias)),
-            prevalence=float(self.prevalence[k]),
-            base_log_odds=float(bias),
-            reading_state_log_odds=float(evidence[0]),
-            concepts=concepts,
+            labels=label_explanations(
+                evidence,
+                narrative,
+                labels=self.labels,
+                prevalence=self.prevalence,
+                citations=citations or {},
+            ),
         )
 
 
-def explain_pair(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) -> Explanation:
+def explain_by_student(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) -> Explanation:
     """Explain the distilled student's risks for one pair of a run.
 
     Args:

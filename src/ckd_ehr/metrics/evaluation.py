@@ -419,9 +419,9 @@ def _explained_example(
     """The held-out pair with the highest risk of a disease new to it; simulated patients only."""
     if not is_simulated(context.inputs["events"], context.config.data.source):
         return None
-    from ckd_ehr.learning.inference import explain_pair
+    from ckd_ehr.learning.inference import explain_by_student
 
     new_onset = pairs.rows(SCORED)[:, None] & ~pairs.previously_present
     risks = np.where(new_onset, probabilities, -1.0).max(axis=1)
     pair_id = str(pairs.ids[int(np.argmax(risks))].as_py())
-    return explain_pair(context.inputs, pair_id, context.config)
+    return explain_by_student(context.inputs, pair_id, context.config)

@@ -1,0 +1,146 @@
+"""What a model's risks for one pair rest on, as parts of its calibrated log-odds.
+
+In: evidence of the concepts, or a run's folders and a pair. Out: an `Explanation`. Ignores: how it
+is shown, and whether evidence is faithful.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from scipy.special import expit
+
+from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.files import read_json, read_table
+from ckd_ehr.contracts.records import (
+    SOFT_LABELS,
+    ConceptEvidence,
+    Explanation,
+    LabelExplanation,
+    Narrative,
+)
+from ckd_ehr.knowledge.sources import cite_narrative
+from ckd_ehr.learning.examples import TextReader, read_pairs
+from ckd_ehr.learning.reading import pick_device, read_batch, reading
+from ckd_ehr.learning.scoring import Floats, PlattScaling
+from ckd_ehr.learning.teacher import load_teacher, trained_in
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of each label: the parts of its log-odds (labels, 1 + concepts), and the base (labels,)."""
+
+    parts: Floats
+    base: Floats
+
+
+def calibrated_evidence(evidence: Floats, bias: Floats, scaling: PlattScaling) -> Evidence:
+    """Evidence of raw log-odds as parts of the calibrated ones."""
+    return Evidence(scaling.slope[:, None] * evidence, scaling.slope * bias + scaling.intercept)
+
+
+def label_explanations(
+    evidence: Evidence,
+    narrative: Narrative,
+    *,
+    labels: Sequence[str],
+    prevalence: Floats,
+    citations: Mapping[str, str],
+    spread: Floats | None = None,
+) -> tuple[LabelExplanation, ...]:
+    """One explanation a label; `spread` (labels,) is that of several opinions, if there are."""
+    return tuple(
+        LabelExplanation(
+            label=label,
+            probability=float(expit(evidence.parts[k].sum() + evidence.base[k])),
+            prevalence=float(prevalence[k]),
+            base_log_odds=float(evidence.base[k]),
+            reading_state_log_odds=float(evidence.parts[k, 0]),
+            concepts=_concepts(evidence.parts[k, 1:], narrative, citations),
+            spread=None if spread is None else float(spread[k]),
+        )
+        for k, label in enumerate(labels)
+    )
+
+
+def _concepts(
+    parts: Floats, narrative: Narrative, citations: Mapping[str, str]
+) -> tuple[ConceptEvidence, ...]:
+    return tuple(
+        ConceptEvidence(
+            concept_id=span.concept_id,
+            text=narrative.text[span.start : span.end],
+            kind=span.kind,
+            visit_index=span.visit_index,
+            log_odds=float(value),
+            citation=citations.get(span.concept_id, ""),
+        )
+        for span, value in zip(narrative.spans, parts, strict=True)
+    )
+
+
+def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) -> Explanation:
+    """Explain the teacher's risks for one pair, as it reads the written order of the codes.
+
+    A train pair is explained by the teacher that has not seen its patient, others by the mean of
+    all fold teachers. Isotonic curves, if a run has them, are left out: they have no parts.
+
+    Args:
+        inputs: the folders of the stages `cohort`, `knowledge`, `teacher` and `signals`.
+    """
+    narrative, citations = cite_narrative(inputs, config, pair_id=pair_id, reader="teacher")
+    pairs = read_pairs(inputs["cohort"])
+    own = int(pairs.fold[pairs.pair_ids.index(pair_id)])
+    folds = [own] if own >= 0 else list(range(config.splits.folds))
+    opinions = [_teachers_evidence(inputs, config, narrative, fold) for fold in folds]
+    mean = Evidence(
+        np.mean([opinion.parts for opinion in opinions], axis=0),
+        np.mean([opinion.base for opinion in opinions], axis=0),
+    )
+    return Explanation(
+        pair_id=pair_id,
+        model="teacher",
+        narrative=narrative,
+        labels=label_explanations(
+            mean,
+            narrative,
+            labels=pairs.label_names,
+            prevalence=pairs.prevalence(),
+            citations=citations,
+            spread=_spread(inputs["signals"], pair_id),
+        ),
+    )
+
+
+def _teachers_evidence(
+    inputs: Mapping[str, Path], config: RunConfig, narrative: Narrative, fold: int
+) -> Evidence:
+    folder, device = inputs["teacher"] / f"fold_{fold}", pick_device(config.device)
+    precision = trained_in(folder)
+    settings = config.teacher.model_copy(update={"precision": precision})
+    model = load_teacher(settings, folder, device=device)
+    reader = TextReader(settings.model, "last")
+    with reading(device, precision):
+        output = read_batch(
+            model, [reader.example("", narrative)], pad_token=reader.pad_token, device=device
+        )
+    bias = model.head.bias.detach().cpu().double().numpy()
+    return calibrated_evidence(
+        output.evidence[0].double().numpy(), bias, _scaling(inputs["signals"], fold)
+    )
+
+
+def _scaling(signals: Path, fold: int) -> PlattScaling:
+    facts = read_json(signals / "committee.json")["teacher"]
+    assert isinstance(facts, dict)
+    line = facts["platt"][fold]
+    return PlattScaling(np.asarray(line["slope"]), np.asarray(line["intercept"]))
+
+
+def _spread(signals: Path, pair_id: str) -> Floats | None:
+    table = read_table(signals / "soft_labels.parquet", SOFT_LABELS)
+    mine = pc.and_(pc.equal(table["pair_id"], pair_id), pc.equal(table["source"], "teacher"))
+    [spread] = table.filter(mine)["spread"].to_pylist()
+    return None if spread is None else np.asarray(spread)

@@ -172,7 +172,7 @@ def test_no_narrative_or_prediction_names_the_next_visit(runner: Runner) -> None
 
 
 def test_the_commands_answer_for_a_finished_run(
-    runner: Runner, capsys: pytest.CaptureFixture[str]
+    runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runner.run()
     out, examples = str(runner.out), str(ROOT / "docs" / "examples" / "visits.jsonl")
@@ -199,7 +199,13 @@ def test_the_commands_answer_for_a_finished_run(
     assert main(["signals", "verify", out]) == 0
     assert " kB a pair" in capsys.readouterr().out
     assert main(["signals", "committee", out]) == 0
-    assert all(name in capsys.readouterr().out for name in ["lightgbm"])
+    assert "lightgbm" in capsys.readouterr().out
+    scores = tmp_path / "scores.json"
+    assert main(["signals", "score", out, "--draws", "20", "--json", str(scores)]) == 0
+    assert "committee less it" in capsys.readouterr().out
+    written = json.loads(scores.read_text())
+    assert set(written["sources"]) == {*written["committee_less"], "committee"}
+    assert not any(value in scores.read_text() for value in pairs["pair_id"].to_pylist())
     assert main(["explain", out, "--pair", "unknown"]) == 2
     assert "02_cohort/pairs.parquet" in capsys.readouterr().err
     assert main(["predict", out, "--visits", examples]) == 0

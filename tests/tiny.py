@@ -63,8 +63,8 @@ def tiny_bert(folder: Path, *, positions: int = 512) -> str:
     return str(folder)
 
 
-def tiny_qwen2(folder: Path) -> str:
-    """A random 2-layer Qwen2 with its tokenizer, as a model folder."""
+def tiny_qwen2(folder: Path, *, tied: bool = False) -> str:
+    """A random 2-layer Qwen2 with its tokenizer, as a model folder; tied: it can write, too."""
     tokenizer = _tokenizer(["<|endoftext|>", "<unk>"], "<unk>")
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -78,6 +78,7 @@ def tiny_qwen2(folder: Path) -> str:
         pad_token_id=0,
         bos_token_id=0,
         eos_token_id=0,
+        tie_word_embeddings=tied,
     )
     Qwen2Model(config).save_pretrained(folder)
     PreTrainedTokenizerFast(

@@ -3,6 +3,7 @@
 In: a finished signals stage. Out: text in the terminal. Ignores: how it was made.
 """
 
+import json
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ def signals() -> None:
     Examples:
       ckd-ehr signals verify runs/demo
       ckd-ehr signals committee runs/demo
+      ckd-ehr signals score runs/demo
     """
 
 
@@ -70,3 +72,31 @@ def committee(run: Path) -> None:
         show(show_committee(facts))
     except (KeyError, TypeError, AttributeError):
         raise CkdEhrError(f"{path}: damaged; rerun stage signals") from None
+
+
+@signals.command(short_help="Score teacher, members and committee on held-out patients.")
+@RUN
+@click.option("--draws", type=click.IntRange(0), default=2000, show_default=True, metavar="N",
+              help="Bootstrap draws over patients.")  # fmt: skip
+@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the scores and draws there; no patient is in them.")  # fmt: skip
+def score(run: Path, draws: int, out: Path | None) -> None:
+    """Score every source of soft labels on the held-out pairs, before any student is trained.
+
+    Beside them stand carry-forward and logistic regression fitted on all train pairs. Whoever
+    looks at held-out scores and then changes settings has tuned on them.
+
+    \b
+    Example:
+      ckd-ehr signals score runs/demo --json scores.json
+    """
+    from ckd_ehr.contracts.files import write_json
+    from ckd_ehr.display import show, show_sources_scored
+    from ckd_ehr.metrics.sources import score_sources
+
+    directory = finished_run(run, "signals")
+    inputs = {name: directory.require(name) for name in ("cohort", "teacher", "signals")}
+    scores = score_sources(inputs, directory.config(), draws=draws)
+    if out is not None:
+        write_json(out, json.loads(scores.model_dump_json()))
+    show(show_sources_scored(scores))

@@ -7,7 +7,7 @@ risks are computed. Shows patient text: for commands that a user called for one 
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -17,6 +17,10 @@ from rich.text import Text
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
 from ckd_ehr.doctor import Finding, Forecast, Speed, show_bytes
+
+if TYPE_CHECKING:
+    from ckd_ehr.metrics.results import Figure
+    from ckd_ehr.metrics.sources import SourceScores
 
 WEAK_SHARE = 0.5
 CAVEAT = (
@@ -238,3 +242,36 @@ def show_committee(facts: Mapping[str, Any]) -> RenderableType:
         weights.add_row(label, *(f"{row[member]:.2f}" for member in members))
     said = "Scores are of tuning pairs; ECE after calibration, and before."
     return Group(table, Text(f"\n{said}\n", style="dim"), weights)
+
+
+def show_sources_scored(scores: "SourceScores") -> RenderableType:
+    """Every source of soft labels, and what the committee gains on it."""
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("source", "weight", "macro-AUPRC", "macro-AUROC", "ECE", "committee less it"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for name, figures in scores.sources.items():
+        weight = scores.mean_weights.get(name)
+        gain = scores.committee_less.get(name, {}).get("macro_auprc")
+        table.add_row(
+            name,
+            "" if weight is None else f"{weight:.2f}",
+            *(_with_interval(figures[score]) for score in ("macro_auprc", "macro_auroc")),
+            _with_interval(figures["ece"]),
+            "" if gain is None else _with_interval(gain, signed=True),
+        )
+    said = (
+        f"{scores.data_set}: {scores.pairs['held_out']:,} held_out pairs, {scores.labels} labels, "
+        f"{scores.pairs['train']:,} labelled train pairs; 95 % intervals over patients, "
+        f"{scores.bootstrap_draws:,} draws; committee less it: paired difference in macro-AUPRC."
+    )
+    return Group(table, Text(f"\n{said}", style="dim"))
+
+
+def _with_interval(figure: "Figure", *, signed: bool = False) -> str:
+    if figure.value is None:
+        return "–"
+    shown = f"{figure.value:+.3f}" if signed else f"{figure.value:.3f}"
+    if figure.low is None or figure.high is None:
+        return shown
+    sign = "+" if signed else ""
+    return f"{shown} [{figure.low:{sign}.3f}, {figure.high:{sign}.3f}]"

@@ -207,6 +207,7 @@ STAGES: tuple[Stage, ...] = (
             "cohort.max_history_visits",
             "teacher.model",
             "teacher.pooling",
+            "teacher.recipe",
             "signals.orders",
             "data.source",
             "seed",

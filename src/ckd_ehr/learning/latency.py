@@ -15,7 +15,7 @@ from ckd_ehr.learning.examples import TextReader, read_pairs
 from ckd_ehr.learning.heads import LabelAttentionModel
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
 from ckd_ehr.learning.student import load_student
-from ckd_ehr.learning.teacher import load_teacher
+from ckd_ehr.learning.teacher import load_teacher, teacher_reader
 
 WARM_UP = 3
 
@@ -32,14 +32,14 @@ def measure_latency(context: StageContext) -> dict[str, dict[str, float]]:
     chosen = held_out[: config.evaluation.latency_pairs]
     teacher = load_teacher(config.teacher, context.inputs["teacher"] / "fold_0", device=device)
     teacher.backbone = teacher.backbone.merge_and_unload()  # type: ignore[operator]
-    teacher_reader = TextReader(config.teacher.model, "last")
+    prompts = teacher_reader(config, pairs.label_names)
     student = load_student(context.inputs["student"] / "distilled", device=device)
     student_reader = TextReader(config.student.model, "first")
     teacher_texts = read_narratives(context.inputs["knowledge"], "teacher")
     student_texts = read_narratives(context.inputs["knowledge"], "student")
     return {
         "teacher": _time(
-            _predictor(teacher, teacher_reader, device, config.teacher.precision),
+            _predictor(teacher, prompts, device, config.teacher.precision),
             [teacher_texts[pair_id] for pair_id in chosen],
         ),
         "student_distilled": _time(

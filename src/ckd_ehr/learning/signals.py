@@ -22,7 +22,7 @@ from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.code_members import code_opinions
 from ckd_ehr.learning.committee import COMMITTEE, Stack, read_external, stacked_sources
 from ckd_ehr.learning.evidence import EVIDENCE, evidence_rows, evidence_table
-from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
+from ckd_ehr.learning.examples import PairTable, read_pairs
 from ckd_ehr.learning.labelling import FoldLabeller
 from ckd_ehr.learning.scoring import Floats
 from ckd_ehr.learning.signal_store import INDEX, KEPT, FoldTeacher
@@ -36,6 +36,7 @@ from ckd_ehr.learning.soft_labels import (
     soft_label_table,
     soft_labels_of,
 )
+from ckd_ehr.learning.teacher import teacher_reader
 
 TEACHER = "teacher"
 
@@ -81,7 +82,7 @@ def _label_by_teacher(
     narratives: Mapping[str, Narrative],
     sources: _Sources,
 ) -> list[FoldLabeller]:
-    reader = TextReader(context.config.teacher.model, "last")
+    reader = teacher_reader(context.config, pairs.label_names)
     labellers = [
         FoldLabeller(context, fold, pairs=pairs, narratives=narratives, reader=reader)
         for fold in range(context.config.splits.folds)

@@ -156,9 +156,10 @@ def _taught(training: _Training) -> list[Example]:
     store = SignalStore(folders["signals"], teacher=folders["teacher"], config=config)
     texts = read_narratives(folders["knowledge"], "teacher")
     logits = store.logits(config.student.soft_labels)
-    attends = config.teacher.pooling == "label_attention"
+    pooling = config.teacher.head_pooling
+    attends = pooling == "label_attention"
     if not attends:
-        context.say(f"    no concept attention to distil: teacher.pooling={config.teacher.pooling}")
+        context.say(f"    no concept attention to distil: the teacher's pooling is '{pooling}'")
     taught, without = [], 0
     for row in pairs.rows(split="train"):
         example = training.examples[row]

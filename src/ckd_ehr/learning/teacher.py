@@ -5,19 +5,21 @@ fold f has seen no patient of fold f, so its labels for them are out of fold. Ig
 soft labels are used for.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, set_seed
 
-from ckd_ehr.contracts.config import LoraConfig, TeacherConfig
+from ckd_ehr.contracts.config import LoraConfig, RunConfig, TeacherConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
@@ -35,7 +37,16 @@ from ckd_ehr.learning.heads import (
 )
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.orders import generator_of, shuffled
-from ckd_ehr.learning.precision import Arithmetic, uses_bf16
+from ckd_ehr.learning.paper_recipe import (
+    Answered,
+    AnswerModel,
+    fit_answers,
+    fit_head,
+    language_model,
+    reading_states,
+)
+from ckd_ehr.learning.precision import Arithmetic, resolve_precision, uses_bf16
+from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.readout import READOUT
 from ckd_ehr.learning.training import fit
@@ -60,7 +71,7 @@ def write_teacher(context: StageContext) -> None:
     """Train one teacher per fold; a killed run resumes at its last checkpoint."""
     pairs = read_pairs(context.inputs["cohort"])
     narratives = read_narratives(context.inputs["knowledge"], "teacher")
-    reader = TextReader(context.config.teacher.model, "last")
+    reader = teacher_reader(context.config, pairs.label_names)
     tuning = reader.examples(pairs, narratives, pairs.rows(split="tuning").tolist())
     device = pick_device(context.config.device)
     training = _Training(context, pairs, narratives, reader, tuning, device)
@@ -76,40 +87,99 @@ def write_teacher(context: StageContext) -> None:
     write_fitted(context.folder / FITTED, [record for part in records for record in part])
 
 
+def teacher_reader(config: RunConfig, labels: Sequence[str]) -> TextReader:
+    """How the teacher reads narratives: alone, or within the prompt that it was tuned on."""
+    settings = config.teacher
+    if settings.recipe == "paper":
+        return PromptReader(settings.model, labels, max_tokens=settings.paper.max_tokens)
+    return TextReader(settings.model, "last")
+
+
 def _train_fold(training: _Training, fold: int) -> None:
     context, pairs = training.context, training.pairs
     settings, seed = context.config.teacher, context.config.seed + fold
     labelled = pairs.rows(split="train", labelled=True)
     seen = labelled[pairs.fold[labelled] != fold]
     set_seed(seed)
-    model = new_teacher(settings, labels=len(pairs.label_names), device=training.device)
+    train = training.reader.examples(pairs, training.narratives, seen.tolist())
+    model, vocabulary = _untrained(settings, labels=len(pairs.label_names), device=training.device)
+    paper = settings.recipe == "paper"
     check_positions(
         model.backbone,
-        max_tokens=context.config.knowledge.teacher.max_tokens,
-        setting="knowledge.teacher.max_tokens",
-    )
+        max_tokens=settings.paper.max_tokens if paper
+        else context.config.knowledge.teacher.max_tokens,
+        setting="teacher.paper.max_tokens" if paper else "knowledge.teacher.max_tokens",
+    )  # fmt: skip
     model.head.start_at(torch.tensor(pairs.prevalence(seen)))
-    train = training.reader.examples(pairs, training.narratives, seen.tolist())
-    history = fit(
-        model,
-        train=train,
-        tuning=training.tuning,
-        loss=_loss,
-        settings=settings,
-        pad_token=training.reader.pad_token,
-        labels=len(pairs.label_names),
-        checkpoints=context.work / f"checkpoints_{fold}",
-        seed=seed,
-        device=training.device,
-        title=f"teacher without fold {fold}",
-        say=context.say,
-        retell=_retelling(training) if settings.shuffle else None,
-    )
+    if vocabulary is not None:
+        history = _fit_as_the_paper(training, model, train, vocabulary=vocabulary, fold=fold)
+    else:
+        history = fit(
+            model,
+            train=train,
+            tuning=training.tuning,
+            loss=_loss,
+            settings=settings,
+            pad_token=training.reader.pad_token,
+            labels=len(pairs.label_names),
+            checkpoints=context.work / f"checkpoints_{fold}",
+            seed=seed,
+            device=training.device,
+            title=f"teacher without fold {fold}",
+            say=context.say,
+            retell=_retelling(training) if settings.shuffle else None,
+        )
     done = context.work / f"fold_{fold}"
     model.backbone.save_pretrained(done)  # type: ignore[operator]
     write_json(done / HISTORY, history)
     write_fitted(done / FITTED, _fitted(training, fold, train))
     save_head(done, model.head, pairs.label_names)
+
+
+def _fit_as_the_paper(
+    training: _Training,
+    model: LabelAttentionModel,
+    train: Sequence[Example],
+    *,
+    vocabulary: Tensor,
+    fold: int,
+) -> dict[str, object]:
+    """Generative tuning, then the head on frozen states."""
+    context, reader, started = training.context, training.reader, time.monotonic()
+    assert isinstance(reader, PromptReader)
+    settings, seed = context.config.teacher, context.config.seed + fold
+    precision = resolve_precision(settings.precision, device=training.device)
+    labels = np.array([example.labels for example in train])
+    names = training.pairs.label_names
+    answers = [reader.answer(row, names) for row in labels]
+    prompts = [example.encoded.input_ids for example in train]
+    history = fit_answers(
+        AnswerModel(model.backbone, vocabulary),
+        [Answered(*one) for one in zip(prompts, answers, strict=True)],
+        settings=settings.paper,
+        checkpoint_steps=settings.checkpoint_steps,
+        pad_token=reader.pad_token,
+        checkpoints=context.work / f"checkpoints_{fold}",
+        seed=seed,
+        device=training.device,
+        bf16=precision == "bf16",
+        title=f"teacher without fold {fold}, generative",
+        say=context.say,
+    )
+    states = reading_states(
+        model.backbone,
+        train,
+        pad_token=reader.pad_token,
+        device=training.device,
+        precision=precision,
+    )
+    model.head.cpu()
+    loss = fit_head(
+        model.head, states, torch.from_numpy(labels), settings=settings.paper, seed=seed
+    )
+    seconds = round(time.monotonic() - started, 1)
+    facts = {"precision": precision, "pairs": len(train), "head_loss": loss, "seconds": seconds}
+    return {**history, **facts}
 
 
 def _retelling(training: _Training) -> Callable[[Example, int], Example]:
@@ -141,12 +211,24 @@ def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
 
 def new_teacher(settings: TeacherConfig, *, labels: int, device: str) -> LabelAttentionModel:
     """The pretrained backbone, frozen, with fresh LoRA weights and a fresh head."""
-    backbone = load_backbone(settings, device=device)
+    return _untrained(settings, labels=labels, device=device)[0]
+
+
+def _untrained(
+    settings: TeacherConfig, *, labels: int, device: str
+) -> tuple[LabelAttentionModel, Tensor | None]:
+    """A new teacher, and the language-model head if the recipe needs it."""
+    vocabulary = None
+    if settings.recipe == "paper":
+        options = _loading(settings, device=device)
+        backbone, vocabulary = language_model(resolve_model(settings.model), options)
+    else:
+        backbone = load_backbone(settings, device=device)
     if settings.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(backbone, _peft_config(settings.lora, backbone))
-    head = LabelAttentionHead(backbone.config.hidden_size, labels, pooling=settings.pooling)
-    return LabelAttentionModel(adapted, head, pooling="last")
+    head = LabelAttentionHead(backbone.config.hidden_size, labels, pooling=settings.head_pooling)
+    return LabelAttentionModel(adapted, head, pooling="last"), vocabulary
 
 
 def load_teacher(
@@ -167,6 +249,12 @@ def trained_in(folder: Path) -> Arithmetic:
 
 def load_backbone(settings: TeacherConfig, *, device: str, kernel: str | None = None) -> Any:
     """A decoder without its language-model head, causal or not."""
+    options = _loading(settings, device=device, kernel=kernel)
+    return AutoModel.from_pretrained(resolve_model(settings.model), **options)
+
+
+def _loading(settings: TeacherConfig, *, device: str, kernel: str | None = None) -> dict[str, Any]:
+    """What Transformers loads the model with."""
     folder = resolve_model(settings.model)
     config = AutoConfig.from_pretrained(folder)
     if getattr(config, "is_encoder_decoder", False) or "bert" in str(config.model_type):
@@ -181,7 +269,7 @@ def load_backbone(settings: TeacherConfig, *, device: str, kernel: str | None = 
     options["attn_implementation"] = kernel or attention_kernel(device)
     if settings.quantize == "nf4":
         options["quantization_config"] = four_bits(device)
-    return AutoModel.from_pretrained(folder, **options)
+    return options
 
 
 def four_bits(device: str) -> Any:

@@ -66,7 +66,7 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
         return loss, output.logits, inputs["labels"]
 
 
-class _Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
+class Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
     """Checkpoints every few steps and says how far training is, with the time left."""
 
     def __init__(self, title: str, checkpoint_steps: int, say: Callable[[str], None]) -> None:
@@ -84,7 +84,8 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no
         if state.global_step % self.checkpoint_steps == 0:
             control.should_save = True
         if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
         now = time.monotonic()
         if self.started is not None and now - self.last_said >= 20:
             rate = (state.global_step - self.first_step) / (now - self.started)
@@ -144,14 +145,14 @@ def fit(
         compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
         optimizers=(optimizer, None),
         callbacks=[
-            _Reporter(title, settings.checkpoint_steps, say),
+            Reporter(title, settings.checkpoint_steps, say),
             _Patience(settings.patience),
             _Epochs(dataset),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
-    resumed = _usable_checkpoint(checkpoints)
+    resumed = usable_checkpoint(checkpoints)
     if resumed is not None:
         say(f"    {title}: resuming from {Path(resumed).name}")
     result = trainer.train(resume_from_checkpoint=resumed)
@@ -257,7 +258,7 @@ def _selection(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict
     return {"selection": -float(losses.mean()), "macro_auprc": float("nan")}
 
 
-def _usable_checkpoint(checkpoints: Path) -> str | None:
+def usable_checkpoint(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written to its end; half-written ones are deleted."""
     for folder in checkpoints.glob("checkpoint-*"):
         whole = all((folder / name).is_file() for name in CHECKPOINT_FILES)

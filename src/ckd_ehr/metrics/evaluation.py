@@ -175,14 +175,14 @@ def _all_models(
     for model in STUDENTS:
         chosen = students.filter(pc.equal(students["model"], model))
         probabilities[model] = _joined(pairs, chosen, "probabilities", f"{path} ({model})")
-    soft = _soft_labels(context, pairs)
+    soft = read_soft_labels(context.inputs["signals"], pairs)
     probabilities |= {name: expit(soft[name]) for name in ("teacher", "committee")}
     return {model: probabilities[model] for model in MODELS}, notes, fitted
 
 
-def _soft_labels(context: StageContext, pairs: LabelledPairs) -> dict[str, Floats]:
+def read_soft_labels(signals: Path, pairs: LabelledPairs) -> dict[str, Floats]:
     """Calibrated log-odds (pairs, labels) by source, NaN for train pairs."""
-    path = context.inputs["signals"] / "soft_labels.parquet"
+    path = signals / "soft_labels.parquet"
     table = read_table(path, SOFT_LABELS)
     sources = pc.unique(table["source"]).to_pylist()
     return {
@@ -201,7 +201,8 @@ def _committee(
     context: StageContext, pairs: LabelledPairs, scored: ScoredModels
 ) -> CommitteeResult:
     rows = pairs.rows(SCORED)
-    log_odds = {source: values[rows] for source, values in _soft_labels(context, pairs).items()}
+    soft = read_soft_labels(context.inputs["signals"], pairs)
+    log_odds = {source: values[rows] for source, values in soft.items()}
     return committee_result(log_odds, _committee_facts(context), scored.pairs)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -241,6 +242,28 @@ def test_after_kill_minus_9_in_the_teacher_the_run_resumes(tmp_path: Path) -> No
     assert "resuming from checkpoint-" in second.stdout + second.stderr
     assert (out / "04_teacher" / MANIFEST).is_file()
     assert (out / "02_cohort" / MANIFEST).read_bytes() == cohort_before
+
+
+def test_two_processes_say_what_one_says(runner: Runner, tmp_path: Path) -> None:
+    runner.run()
+    config_file = tmp_path / "tiny.yaml"
+    config = build_config(runner.settings)
+    config_file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "ckd_ehr.cli", "run", str(config_file), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for path in ("05_signals/soft_labels.parquet", "06_student/predictions.parquet"):
+        alone, together = (pq.read_table(root / path) for root in (runner.out, out))
+        column = "logits" if "soft" in path else "probabilities"
+        keys = ["pair_id", "source" if "soft" in path else "model"]
+        ordered = [
+            table.sort_by([(key, "ascending") for key in keys]) for table in (alone, together)
+        ]
+        values = [np.array(table[column].to_pylist()) for table in ordered]
+        np.testing.assert_allclose(*values, atol=0.02)
+    assert done.stdout.count("[4/7] teacher: done") == 1
 
 
 def test_the_shipped_configs_are_valid() -> None:

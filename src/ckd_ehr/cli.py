@@ -21,6 +21,7 @@ from ckd_ehr.cli_knowledge import knowledge
 from ckd_ehr.cli_signals import signals
 from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.files import read_json
+from ckd_ehr.contracts.processes import Gang, is_leader, world_size
 from ckd_ehr.contracts.runs import RunDirectory
 from ckd_ehr.pipeline import STAGES, finished_run, run_directory
 from ckd_ehr.trouble import exit_status_of
@@ -318,8 +319,23 @@ def _execute(
     config: RunConfig, out: Path, *, first: str | None = None, until: str | None = None
 ) -> RunDirectory:
     directory = run_directory(out)
-    directory.execute(config, command=sys.argv[:], say=click.echo, first=first, until=until)
+    gang = _gang(config.device)
+    if gang is not None and not is_leader():
+        directory.follow(gang)
+        sys.exit(0)
+    directory.execute(
+        config, command=sys.argv[:], say=click.echo, first=first, until=until, gang=gang
+    )
     return directory
+
+
+def _gang(device: str) -> Gang | None:
+    """The processes that torchrun started with this one, if it did."""
+    if world_size() == 1:
+        return None
+    from ckd_ehr.learning.gang import TorchGang
+
+    return TorchGang(device)
 
 
 def _facts_for_the_teacher(directory: RunDirectory) -> "FactsOf":

@@ -168,6 +168,7 @@ STAGES: tuple[Stage, ...] = (
         name="teacher",
         summary="LoRA LLM with label attention, one per patient fold",
         function=_teacher,
+        together=True,
         sections=("teacher", "knowledge.teacher", "splits.folds", "seed", "device"),
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet"),
         writes=("fold_*/", "training.json", "fitted.json"),
@@ -178,6 +179,7 @@ STAGES: tuple[Stage, ...] = (
         name="signals",
         summary="calibrated soft labels of teacher and committee, and what they rest on",
         function=_signals,
+        together=True,
         sections=("signals", "teacher", "splits.folds", "seed", "device"),
         reads=(
             "cohort/pairs.parquet",
@@ -200,6 +202,7 @@ STAGES: tuple[Stage, ...] = (
         name="student",
         summary="BERT on hard labels alone, and distilled",
         function=_student,
+        together=True,
         sections=(
             "student",
             "knowledge",

@@ -38,6 +38,7 @@ from ckd_ehr.contracts.manifests import (
     manifest_digest,
     read_manifest,
 )
+from ckd_ehr.contracts.processes import Gang
 
 LOCK = ".lock"
 
@@ -69,7 +70,8 @@ class Stage:
 
     `sections` are the dotted config keys that enter the fingerprint; `reads` the stages, or
     single files of stages (`knowledge/teacher.parquet`), whose outputs do; `externals` hashes what
-    it reads from outside the run (source tables, model weights); `preview` is said before any work.
+    it reads from outside the run (source tables, model weights); `preview` is said before any work;
+    `together` stages are run by all processes, the others by the leader alone.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Stage:
     writes: tuple[str, ...] = ()
     externals: Callable[[RunConfig], Mapping[str, str]] = lambda _: {}
     preview: Callable[[RunConfig], Sequence[str]] = lambda _: ()
+    together: bool = False
     version: int = 1
 
 
@@ -204,13 +207,14 @@ class RunDirectory:
         say: Callable[[str], None],
         first: str | None = None,
         until: str | None = None,
+        gang: Gang | None = None,
     ) -> None:
         """Bring the stages from `first` to `until` up to date, in order, skipping those that are.
 
         What comes before `first` must have finished, with these settings; its sources are not
-        looked at.
+        looked at. A `gang` runs with this process, its leader, what is run together.
         """
-        with self.locked():
+        with self.locked(), _dismissed(gang):
             self._refuse_another_source(config)
             wanted = self._between(first, until)
             config = self._taken_as_it_stands(self.stages[: self.stages.index(wanted[0])], config)
@@ -222,7 +226,19 @@ class RunDirectory:
             write_json(self.root / "run.json", {"config": config.model_dump(mode="json"), **about})
             for stage in wanted:
                 tag = f"[{self.stages.index(stage) + 1}/{len(self.stages)}]"
-                self._bring_up_to_date(stage, config, externals[stage.name], say=say, tag=tag)
+                self._bring_up_to_date(
+                    stage, config, externals[stage.name], say=say, tag=tag, gang=gang
+                )
+
+    def follow(self, gang: Gang) -> None:
+        """Run with the leader what is run together, until it says that there is no more."""
+        by_name = {stage.name: stage for stage in self.stages}
+        while isinstance(order := gang.hear(), _Order):
+            stage = by_name[order.stage]
+            inputs = {name: self.folder(name) for name, _ in map(_split_read, stage.reads)}
+            folder = _partial_of(self.folder(stage.name))
+            config = RunConfig.model_validate(order.config)
+            stage.function(StageContext(config, folder, inputs, say=lambda _: None))
 
     def _between(self, first: str | None, last: str | None) -> tuple[Stage, ...]:
         names = [stage.name for stage in self.stages]
@@ -277,6 +293,7 @@ class RunDirectory:
         *,
         say: Callable[[str], None],
         tag: str,
+        gang: Gang | None,
     ) -> None:
         inputs = {name: self.folder(name) for name, _ in map(_split_read, stage.reads)}
         digests = {**self._read_digests(stage), **externals}
@@ -294,6 +311,8 @@ class RunDirectory:
         say(f"{tag} {stage.name}: {stage.summary}")
         _open_partial(partial, fingerprint)
         started = monotonic()
+        if gang is not None and stage.together:
+            gang.tell(_Order(stage.name, config.model_dump(mode="json")))
         stage.function(StageContext(config=config, folder=partial, inputs=inputs, say=say))
         manifest = StageManifest(
             stage=stage.name,
@@ -310,6 +329,22 @@ class RunDirectory:
         )
         publish(partial, target, manifest)
         say(f"{tag} {stage.name}: done in {manifest.seconds:.0f} s")
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a leader has its followers run."""
+
+    stage: str
+    config: dict[str, object]
+
+
+@contextmanager
+def _dismissed(gang: Gang | None) -> Iterator[None]:
+    """Tell the followers at the end that there is no more."""
+    yield
+    if gang is not None:
+        gang.tell(None)
 
 
 def fingerprint_of(stage: Stage, config: RunConfig, inputs: Mapping[str, str]) -> str:

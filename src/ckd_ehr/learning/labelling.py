@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ckd_ehr.contracts.processes import rank, world_size
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
@@ -83,17 +84,25 @@ class FoldLabeller:
         self.device = pick_device(context.config.device)
         self._model: LabelAttentionModel | None = None
 
-    def label(self) -> FoldOpinion:
-        """Read every pair that has not been read by an earlier, killed start."""
-        logits = []
-        for start in range(0, len(self.rows), CHUNK):
-            if not self._path(start).is_file():
+    def read(self) -> None:
+        """Read every pair that has not been read by an earlier, killed start.
+
+        Of several processes each reads its share of the chunks.
+        """
+        for number, start in enumerate(range(0, len(self.rows), CHUNK)):
+            if number % world_size() == rank() and not self._path(start).is_file():
                 self._label_chunk(start)
                 done = min(start + CHUNK, len(self.rows))
                 self.context.say(
                     f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
                 )
-            logits.append(load_file(self._path(start))[LOGITS].double().numpy())
+
+    def opinion(self) -> FoldOpinion:
+        """What the teacher says of its rows, when all have been read."""
+        logits = [
+            load_file(self._path(start))[LOGITS].double().numpy()
+            for start in range(0, len(self.rows), CHUNK)
+        ]
         shape = (self.context.config.signals.orders, 0, 0)
         return FoldOpinion(
             self.fold, self.rows, np.concatenate(logits, axis=1) if logits else np.zeros(shape)

@@ -23,7 +23,7 @@ from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.heads import LabelAttentionHead
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import reading
-from ckd_ehr.learning.training import Reporter, usable_checkpoint
+from ckd_ehr.learning.training import Reporter, share_of_batch, usable_checkpoint
 
 IGNORED = -100  # PyTorch's cross-entropy passes over it
 FEATURE_TOKENS = 4096
@@ -143,7 +143,7 @@ def fit_answers(
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=share_of_batch(settings.batch_size),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.1 * steps),

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ckd_ehr.contracts.files import write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
+from ckd_ehr.contracts.processes import is_leader
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
@@ -23,6 +24,7 @@ from ckd_ehr.learning.code_members import code_opinions
 from ckd_ehr.learning.committee import COMMITTEE, Stack, read_external, stacked_sources
 from ckd_ehr.learning.evidence import EVIDENCE, evidence_rows, evidence_table
 from ckd_ehr.learning.examples import PairTable, read_pairs
+from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.labelling import FoldLabeller
 from ckd_ehr.learning.scoring import Floats
 from ckd_ehr.learning.signal_store import INDEX, KEPT, FoldTeacher
@@ -54,8 +56,14 @@ def write_signals(context: StageContext) -> None:
     """Label every pair with models that have not seen its patient; calibrate; stack; write."""
     pairs = read_pairs(context.inputs["cohort"])
     narratives = read_narratives(context.inputs["knowledge"], "teacher")
+    labellers = _labellers(context, pairs, narratives)
+    for labeller in labellers:
+        labeller.read()
+    meet()
+    if not is_leader():
+        return
     sources = _Sources()
-    labellers = _label_by_teacher(context, pairs, narratives, sources)
+    _add_teacher(context, pairs, narratives, sources, labellers)
     settings = context.config.signals.committee
     for member in settings.members:
         if member != TEACHER:
@@ -76,22 +84,28 @@ def write_signals(context: StageContext) -> None:
     write_fitted(context.folder / FITTED, sources.fitted)
 
 
-def _label_by_teacher(
+def _labellers(
+    context: StageContext, pairs: PairTable, narratives: Mapping[str, Narrative]
+) -> list[FoldLabeller]:
+    reader = teacher_reader(context.config, pairs.label_names)
+    return [
+        FoldLabeller(context, fold, pairs=pairs, narratives=narratives, reader=reader)
+        for fold in range(context.config.splits.folds)
+    ]
+
+
+def _add_teacher(
     context: StageContext,
     pairs: PairTable,
     narratives: Mapping[str, Narrative],
     sources: _Sources,
-) -> list[FoldLabeller]:
-    reader = teacher_reader(context.config, pairs.label_names)
-    labellers = [
-        FoldLabeller(context, fold, pairs=pairs, narratives=narratives, reader=reader)
-        for fold in range(context.config.splits.folds)
-    ]
-    opinions = [labeller.label() for labeller in labellers]
+    labellers: Sequence[FoldLabeller],
+) -> None:
+    """The teacher's soft labels, and the table of what they rest on."""
+    opinions = [labeller.opinion() for labeller in labellers]
     calibrations = _add(context, pairs, sources, TEACHER, opinions)
     rows = _evidence(labellers, calibrations, narratives, pairs)
     write_table(evidence_table(rows), context.folder / "evidence.parquet", EVIDENCE)
-    return labellers
 
 
 def _add(

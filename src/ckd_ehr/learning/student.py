@@ -22,11 +22,13 @@ from ckd_ehr.contracts.config import StudentConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
+from ckd_ehr.contracts.processes import is_leader
 from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import Batch, Example
 from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
+from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.heads import (
     HeadOutput,
     LabelAttentionHead,
@@ -75,6 +77,9 @@ def write_students(context: StageContext) -> None:
     for variant in VARIANTS:
         if not (context.work / variant / PREDICTOR).is_file():
             _train(training, variant)
+        meet()
+    if not is_leader():
+        return
     tables = [read_table(context.work / f"{name}.parquet", PREDICTIONS) for name in VARIANTS]
     for variant in VARIANTS:
         (context.work / variant).rename(context.folder / variant)
@@ -112,6 +117,8 @@ def _train(training: _Training, variant: Variant) -> None:
         title=f"student ({variant})",
         say=context.say,
     )
+    if not is_leader():
+        return
     fitted = [
         fitted_on(f"{variant}/prevalence", _ids(hard), split="train"),
         fitted_on(f"{variant}/weights", _ids(train), split="train"),

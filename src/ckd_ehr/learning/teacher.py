@@ -23,11 +23,13 @@ from ckd_ehr.contracts.config import LoraConfig, RunConfig, TeacherConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, write_json
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
+from ckd_ehr.contracts.processes import is_leader
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import Batch, Example
 from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
+from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.heads import (
     HeadOutput,
     LabelAttentionHead,
@@ -79,6 +81,9 @@ def write_teacher(context: StageContext) -> None:
     for fold in folds:
         if not (context.work / f"fold_{fold}" / "head.json").is_file():
             _train_fold(training, fold)
+        meet()
+    if not is_leader():
+        return
     history = {f"fold_{fold}": read_json(context.work / f"fold_{fold}" / HISTORY) for fold in folds}
     for fold in folds:
         (context.work / f"fold_{fold}").rename(context.folder / f"fold_{fold}")
@@ -129,6 +134,8 @@ def _train_fold(training: _Training, fold: int) -> None:
             say=context.say,
             retell=_retelling(training) if settings.shuffle else None,
         )
+    if not is_leader():
+        return
     done = context.work / f"fold_{fold}"
     model.backbone.save_pretrained(done)  # type: ignore[operator]
     write_json(done / HISTORY, history)

@@ -22,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ckd_ehr.contracts.config import TrainingConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.processes import world_size
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.losses import hard_loss
@@ -90,9 +91,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no 
         if self.started is not None and now - self.last_said >= 20:
             rate = (state.global_step - self.first_step) / (now - self.started)
             left = (state.max_steps - state.global_step) / rate
+            pairs = rate * args.per_device_train_batch_size * world_size()
             self.say(
                 f"    {self.title}: step {state.global_step}/{state.max_steps}, "
-                f"{rate * args.per_device_train_batch_size:.1f} pairs/s, {left:.0f} s left"
+                f"{pairs:.1f} pairs/s, {left:.0f} s left"
             )
             self.last_said = now
 
@@ -211,7 +213,7 @@ def _arguments(
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=total,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=share_of_batch(settings.batch_size),
         per_device_eval_batch_size=settings.batch_size * 2,
         warmup_steps=round(settings.warmup_ratio * total),
         lr_scheduler_type="cosine",
@@ -235,6 +237,16 @@ def _arguments(
         seed=seed,
         dataloader_pin_memory=False,
     )
+
+
+def share_of_batch(batch_size: int) -> int:
+    """Pairs of a step for each process, so that a step means the same for any number of them."""
+    if batch_size % world_size():
+        raise CkdEhrError(
+            f"batch_size={batch_size} cannot be shared by {world_size()} processes; "
+            "take a multiple of their number"
+        )
+    return batch_size // world_size()
 
 
 def _parameter_groups(model: LabelAttentionModel, settings: TrainingConfig) -> list[dict[str, Any]]:
@@ -267,6 +279,6 @@ def usable_checkpoint(checkpoints: Path) -> str | None:
         except (FileNotFoundError, ValueError):
             whole = False
         if not whole:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return last

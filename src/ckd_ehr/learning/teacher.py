@@ -245,6 +245,8 @@ def load_teacher(
     kernel = READOUT if readout else None
     backbone = load_backbone(settings, device=device, kernel=kernel)
     adapted = PeftModel.from_pretrained(backbone, folder)
+    if readout and settings.quantize == "none" and not uses_bf16(settings.precision, device=device):
+        adapted = adapted.merge_and_unload()  # rounding in bf16 would change what it says
     model = LabelAttentionModel(adapted, load_head(folder), pooling="last")
     return model.to(device).eval()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,9 +16,9 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_table
+from ckd_ehr.contracts.files import read_table, write_table
 from ckd_ehr.contracts.fitted import FITTED, read_fitted
-from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS
+from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, SOFT_LABELS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.knowledge.sources import read_narratives
@@ -448,3 +449,63 @@ def test_in_fold_soft_labels_collapse_and_out_of_fold_ones_do_not(run: Run) -> N
         entropy.append(-(p * np.log(p) + (1 - p) * np.log1p(-p)).mean() / np.log(2))
     assert entropy[0] < 0.1
     assert entropy[1] > 0.8
+
+
+def test_out_of_memory_makes_batches_smaller_then_stops(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, sizes = labelling.FoldLabeller._forward, []
+
+    def cramped(self: object, model: object, examples: list[object]) -> object:
+        sizes.append(len(examples))
+        if len(examples) > limit:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: 9 bytes")
+        return forward(self, model, examples)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(labelling.FoldLabeller, "_forward", cramped)
+    limit, inputs, said = 5, run.context("signals").inputs, list[str]()
+    write_signals(StageContext(run.config, tmp_path, inputs, say=said.append))
+    assert max(sizes) > 5
+    assert any("out of memory: batches of" in line for line in said)
+    made, whole = (
+        pq.read_table(root / "soft_labels.parquet") for root in (tmp_path, run.root / "signals")
+    )
+    flat = [np.concatenate(table["logits"].to_numpy()) for table in (made, whole)]
+    np.testing.assert_allclose(*flat, atol=1e-4)
+    limit = 0
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(CkdEhrError, match="out of memory on one text of"):
+        write_signals(StageContext(run.config, tmp_path, inputs, say=said.append))
+
+
+def test_a_truncated_adapter_is_refused_with_its_folder(run: Run, tmp_path: Path) -> None:
+    folders = dict(run.context("signals").inputs)
+    shutil.copytree(folders["teacher"], tmp_path / "teacher")
+    folders["teacher"] = tmp_path / "teacher"
+    adapter = tmp_path / "teacher" / "fold_0" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    (tmp_path / "signals").mkdir()
+    with pytest.raises(CkdEhrError, match=r"fold_0: its adapter is missing or damaged"):
+        write_signals(StageContext(run.config, tmp_path / "signals", folders, say=lambda _: None))
+
+
+def test_a_label_of_one_class_in_a_fold_is_labelled_all_the_same(run: Run, tmp_path: Path) -> None:
+    folders = dict(run.context("signals").inputs)
+    shutil.copytree(folders["cohort"], tmp_path / "cohort")
+    table = read_table(tmp_path / "cohort" / "pairs.parquet", PAIRS)
+    rows = table.to_pylist()
+    for row in rows:
+        if row["labels"] is not None and row["split"] == "train" and row["fold"] == 0:
+            row["labels"][0] = False
+    write_table(
+        pa.Table.from_pylist(rows, PAIRS),
+        tmp_path / "cohort" / "pairs.parquet",
+        with_label_names(PAIRS, LABELS),
+    )
+    folders["cohort"] = tmp_path / "cohort"
+    (tmp_path / "signals").mkdir()
+    write_signals(StageContext(run.config, tmp_path / "signals", folders, say=lambda _: None))
+    facts = json.loads((tmp_path / "signals" / "committee.json").read_text())
+    assert facts["teacher"]["platt"][0]["slope"][0] == 1
+    soft = pq.read_table(tmp_path / "signals" / "soft_labels.parquet")
+    assert np.isfinite(np.concatenate(soft["logits"].to_numpy())).all()

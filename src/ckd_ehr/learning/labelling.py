@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.processes import rank, world_size
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
@@ -82,6 +83,7 @@ class FoldLabeller:
         self.folder = context.inputs["teacher"] / f"fold_{fold}"
         self.precision = trained_in(self.folder)
         self.device = pick_device(context.config.device)
+        self.batch_tokens = context.config.signals.batch_tokens
         self._model: LabelAttentionModel | None = None
 
     def read(self) -> None:
@@ -154,8 +156,14 @@ class FoldLabeller:
         lengths = [len(example.encoded.input_ids) for example in examples]
         logits = torch.zeros(len(examples), len(model.head.bias))
         signals: dict[int, PairSignals] = {}
-        for rows in batches_by_tokens(lengths, self.context.config.signals.batch_tokens):
-            output, readout = self._forward(model, [examples[row] for row in rows])
+        waiting = list(batches_by_tokens(lengths, self.batch_tokens))
+        while waiting:
+            rows = waiting.pop(0)
+            try:
+                output, readout = self._forward(model, [examples[row] for row in rows])
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                waiting = [*self._smaller(rows, lengths, error), *waiting]
+                continue
             shares, retained = readout.shares().cpu(), readout.retained().cpu()
             for place, row in enumerate(rows):
                 logits[row] = output.logits[place]
@@ -168,6 +176,22 @@ class FoldLabeller:
                     state=output.state[place].clone(),
                 )
         return logits, [signals[row] for row in range(len(examples))]
+
+    def _smaller(
+        self, rows: Sequence[int], lengths: Sequence[int], error: Exception
+    ) -> list[list[int]]:
+        """The rows in smaller batches, if memory was the trouble; from now on all are smaller."""
+        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+            raise error
+        if len(rows) == 1:
+            raise CkdEhrError(
+                f"teacher of fold {self.fold}: out of memory on one text of {lengths[rows[0]]} "
+                "tokens; lower knowledge.teacher.max_tokens, or free memory"
+            ) from None
+        self.batch_tokens = max(1, len(rows) * max(lengths[row] for row in rows) // 2)
+        self.context.say(f"    out of memory: batches of {self.batch_tokens:,} tokens from now on")
+        parts = batches_by_tokens([lengths[row] for row in rows], self.batch_tokens)
+        return [[rows[place] for place in part] for part in parts]
 
     def _forward(
         self, model: LabelAttentionModel, examples: Sequence[Example]
@@ -188,6 +212,12 @@ class FoldLabeller:
             settings = self.context.config.teacher.model_copy(update={"precision": self.precision})
             self._model = load_teacher(settings, self.folder, device=self.device, readout=True)
         return self._model
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    """PyTorch tells of a CPU's lack of memory by a RuntimeError like any other."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in said
 
 
 def _in_order_of(here: Example, there: Example, signals: PairSignals) -> PairSignals:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, set_seed
 
@@ -244,11 +245,22 @@ def load_teacher(
     """A trained fold teacher, ready to read; `readout` lets its layers' attention be recorded."""
     kernel = READOUT if readout else None
     backbone = load_backbone(settings, device=device, kernel=kernel)
-    adapted = PeftModel.from_pretrained(backbone, folder)
+    adapted = _adapted(backbone, folder)
     if readout and settings.quantize == "none" and not uses_bf16(settings.precision, device=device):
         adapted = adapted.merge_and_unload()  # rounding in bf16 would change what it says
     model = LabelAttentionModel(adapted, load_head(folder), pooling="last")
     return model.to(device).eval()
+
+
+def _adapted(backbone: nn.Module, folder: Path) -> Any:
+    """The backbone with a fold's LoRA weights; an error if they are not all there."""
+    try:
+        return PeftModel.from_pretrained(backbone, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CkdEhrError(
+            f"{folder}: its adapter is missing or damaged ({type(error).__name__}); "
+            "delete the folder of stage teacher and run again"
+        ) from None
 
 
 def trained_in(folder: Path) -> Arithmetic:

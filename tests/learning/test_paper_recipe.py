@@ -11,8 +11,10 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table
+from ckd_ehr.contracts.fitted import FITTED
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, Span
 from ckd_ehr.contracts.runs import StageContext
+from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.paper_recipe import Answered, AnswerModel, collate
 from ckd_ehr.learning.prompts import PromptReader
@@ -113,3 +115,27 @@ def test_a_decoder_that_cannot_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     with pytest.raises(CkdEhrError, match="has no language-model head"):
         write_teacher(StageContext(config, tmp_path / "teacher", folders, say=lambda _: None))
+
+
+def test_narratives_can_be_read_before_the_labels_are_learnt(model: str, tmp_path: Path) -> None:
+    write_cohort(tmp_path / "cohort", tmp_path / "knowledge", patients=40)
+    folders = {name: tmp_path / name for name in ("cohort", "knowledge")}
+    settings = {"model": model, "domain_epochs": 2, "epochs": 1, "precision": "fp32"}
+    config = build_config({"name": "t", "device": "cpu", "teacher": settings})
+    (tmp_path / "teacher").mkdir()
+    write_teacher(StageContext(config, tmp_path / "teacher", folders, say=lambda _: None))
+    assert (tmp_path / "teacher" / "fold_1" / "head.json").is_file()
+    steps = [
+        path.name for path in (tmp_path / "teacher" / "work" / "domain_0").glob("checkpoint-*")
+    ]
+    pairs = read_pairs(tmp_path / "cohort")
+    records = {"teacher": tmp_path / "teacher" / FITTED}
+    assert fitted_findings(tmp_path / "cohort", records) == []
+    others = int(((pairs.split == "train") & (pairs.fold != 0)).sum())
+    assert steps == [f"checkpoint-{2 * -(-others // config.teacher.batch_size)}"]
+
+
+def test_what_sees_ahead_cannot_learn_to_write() -> None:
+    for settings in ({"domain_epochs": 1}, {"recipe": "paper"}):
+        with pytest.raises(CkdEhrError, match="bidirectional=true cannot learn to write"):
+            build_config({"name": "t", "teacher": {"bidirectional": True, **settings}})

@@ -6,7 +6,7 @@ Re-exported by `config.py`, where a run's settings are put together.
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ckd_ehr.contracts.config_data import Section
 
@@ -79,6 +79,10 @@ class TeacherConfig(TrainingConfig):
     bidirectional: bool = Field(
         False, description="Let tokens see what comes after them: drop the causal mask."
     )
+    domain_epochs: float = Field(
+        0.0, ge=0, description="Passes of next-token training over the train narratives, labelled "
+        "or not, before the labels are learnt; 0 for none.",
+    )  # fmt: skip
     shuffle: bool = Field(
         True, description="Tell the codes of a visit in another order in each epoch."
     )
@@ -89,6 +93,14 @@ class TeacherConfig(TrainingConfig):
         False, description="Compute activations twice instead of keeping them: less memory."
     )
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _can_write(self) -> "TeacherConfig":
+        if self.bidirectional and (self.domain_epochs > 0 or self.recipe == "paper"):
+            raise ValueError(
+                "bidirectional=true cannot learn to write; set domain_epochs=0 and recipe=joint"
+            )
+        return self
 
     @property
     def head_pooling(self) -> Pooling:

@@ -1,4 +1,4 @@
-"""The paper's recipe: LoRA on writing the diseases' names, then a linear head, the model frozen.
+"""Learning to write: the diseases' names (the paper's recipe), or narratives; then a linear head.
 
 In: prompts with answers. Out: an adapted backbone, and a head on the state of the last prompt
 token. Ignores: how well the model writes; the head is what predicts. Source: arXiv 2506.15118.
@@ -128,7 +128,9 @@ def fit_answers(
     model: AnswerModel,
     answered: Sequence[Answered],
     *,
-    settings: PaperConfig,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
     checkpoint_steps: int,
     pad_token: int,
     checkpoints: Path,
@@ -139,12 +141,12 @@ def fit_answers(
     say: Callable[[str], None],
 ) -> dict[str, object]:
     """Tune on writing the answers; resumes at the last checkpoint. Returns steps and loss."""
-    steps = max(1, round(-(-len(answered) // settings.batch_size) * settings.epochs))
+    steps = max(1, round(-(-len(answered) // batch_size) * epochs))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=share_of_batch(settings.batch_size),
-        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=share_of_batch(batch_size),
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.1 * steps),
         bf16=bf16,
@@ -169,7 +171,7 @@ def fit_answers(
     trainer.remove_callback(PrinterCallback)
     result = trainer.train(resume_from_checkpoint=usable_checkpoint(checkpoints))
     if not np.isfinite(result.training_loss):
-        raise CkdEhrError(f"{title}: the loss is not finite; lower teacher.paper.learning_rate")
+        raise CkdEhrError(f"{title}: the loss is not finite; lower the learning rate")
     return {"steps": steps, "loss": round(float(result.training_loss), 5)}
 
 

@@ -117,7 +117,9 @@ def _train_fold(training: _Training, fold: int) -> None:
         setting="teacher.paper.max_tokens" if paper else "knowledge.teacher.max_tokens",
     )  # fmt: skip
     model.head.start_at(torch.tensor(pairs.prevalence(seen)))
-    if vocabulary is not None:
+    if vocabulary is not None and settings.domain_epochs > 0:
+        _fit_domain(training, model, vocabulary=vocabulary, fold=fold)
+    if vocabulary is not None and paper:
         history = _fit_as_the_paper(training, model, train, vocabulary=vocabulary, fold=fold)
     else:
         history = fit(
@@ -144,6 +146,32 @@ def _train_fold(training: _Training, fold: int) -> None:
     save_head(done, model.head, pairs.label_names)
 
 
+def _fit_domain(
+    training: _Training, model: LabelAttentionModel, *, vocabulary: Tensor, fold: int
+) -> None:
+    """Next-token training on the narratives of the other folds, labelled or not."""
+    context, pairs = training.context, training.pairs
+    settings = context.config.teacher
+    rows = _rows_of_others(pairs, fold)
+    texts = training.reader.examples(pairs, training.narratives, rows)
+    tokens = [example.encoded.input_ids for example in texts]
+    fit_answers(
+        AnswerModel(model.backbone, vocabulary),
+        [Answered(ids[:1], ids[1:]) for ids in tokens],
+        epochs=settings.domain_epochs,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        checkpoint_steps=settings.checkpoint_steps,
+        pad_token=training.reader.pad_token,
+        checkpoints=context.work / f"domain_{fold}",
+        seed=context.config.seed + fold,
+        device=training.device,
+        bf16=uses_bf16(settings.precision, device=training.device),
+        title=f"teacher without fold {fold}, reading narratives",
+        say=context.say,
+    )
+
+
 def _fit_as_the_paper(
     training: _Training,
     model: LabelAttentionModel,
@@ -164,7 +192,9 @@ def _fit_as_the_paper(
     history = fit_answers(
         AnswerModel(model.backbone, vocabulary),
         [Answered(*one) for one in zip(prompts, answers, strict=True)],
-        settings=settings.paper,
+        epochs=settings.paper.epochs,
+        learning_rate=settings.paper.learning_rate,
+        batch_size=settings.paper.batch_size,
         checkpoint_steps=settings.checkpoint_steps,
         pad_token=reader.pad_token,
         checkpoints=context.work / f"checkpoints_{fold}",
@@ -207,10 +237,21 @@ def _fitted(training: _Training, fold: int, train: Sequence[Example]) -> list[Fi
     others = [other for other in range(training.context.config.splits.folds) if other != fold]
     seen = [example.pair_id for example in train]
     tuning = [example.pair_id for example in training.tuning]
-    return [
+    records = [
         fitted_on(f"fold_{fold}/weights", seen, split="train", folds=others),
         fitted_on(f"fold_{fold}/early_stopping", tuning, split="tuning"),
     ]
+    if training.context.config.teacher.domain_epochs > 0:
+        read = [training.pairs.pair_ids[row] for row in _rows_of_others(training.pairs, fold)]
+        records.append(fitted_on(f"fold_{fold}/domain", read, split="train", folds=others))
+    return records
+
+
+def _rows_of_others(pairs: PairTable, fold: int) -> list[int]:
+    """All train pairs of the other folds, labelled or not."""
+    rows = pairs.rows(split="train")
+    other: list[int] = rows[pairs.fold[rows] != fold].tolist()
+    return other
 
 
 def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
@@ -227,7 +268,7 @@ def _untrained(
 ) -> tuple[LabelAttentionModel, Tensor | None]:
     """A new teacher, and the language-model head if the recipe needs it."""
     vocabulary = None
-    if settings.recipe == "paper":
+    if settings.recipe == "paper" or settings.domain_epochs > 0:
         options = _loading(settings, device=device)
         backbone, vocabulary = language_model(resolve_model(settings.model), options)
     else:

@@ -115,10 +115,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _ready(extracted: Path, scratch: Path) -> Path:
-    return _dequantised(extracted, scratch) if extracted.suffix == ".gguf" else extracted
+    return dequantised(extracted, scratch) if extracted.suffix == ".gguf" else extracted
 
 
-def _dequantised(gguf: Path, scratch: Path) -> Path:
+def dequantised(gguf: Path, scratch: Path) -> Path:
+    """A folder of bf16 weights and tokenizer below `scratch`, from packed weights."""
     import torch
     from transformers import AutoModel, AutoTokenizer, GgufConfig
 

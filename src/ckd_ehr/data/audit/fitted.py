@@ -25,6 +25,7 @@ from ckd_ehr.data.audit.findings import CheckResult, Finding, findings_of
 CHECK = "fitted on allowed pairs"
 STAGES = ("knowledge", "teacher", "signals", "student", "evaluation")
 _OF_MEMBER = re.compile(r"[^/]+/(?:fold_(?P<fold>\d+)/)?(?P<thing>weights|platt)")
+_DOMAIN = re.compile(r"fold_(?P<fold>\d+)/domain")
 _REMEDY = (
     "fit weights on train, and early stopping, penalties, calibration and thresholds on tuning or "
     "out of fold; then delete the stage's folder and run again"
@@ -110,7 +111,10 @@ def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
 
 
 def _further_rule(stage: str, name: str, folds: Sequence[int]) -> Allowed | None:
-    """What a member of the committee may see: there are as many as a run names."""
+    """What may be fitted besides: a teacher's reading of narratives, members of the committee."""
+    if stage == "teacher" and (domain := _DOMAIN.fullmatch(name)) is not None:
+        others = tuple(other for other in folds if other != int(domain["fold"]))
+        return Allowed("train", others, unlabelled_too=True)
     found = _OF_MEMBER.fullmatch(name) if stage == "signals" else None
     if found is None:
         return None

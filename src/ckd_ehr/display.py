@@ -29,9 +29,10 @@ CAVEAT = (
     "They support a clinician's judgement and do not replace it."
 )
 EFFICACY_CAVEAT = (
-    "Counted on train patients with the disease at one visit: is it gone at the next? Adjusted "
-    "for age, numbers of diagnoses and other drugs, length of stay and the other diseases. These "
-    "are associations in past records, not effects: who is given a drug differs from who is not."
+    "Counted on train patients with the disease at one visit who came back: is it no longer coded? "
+    "Adjusted for age, sex, numbers of diagnoses, earlier visits and other drugs, the stay, an old "
+    "disease, the other diseases, and the other drugs that stand out. These are associations in "
+    "past records, not effects: who is given a drug differs from who is not."
 )
 SMALLEST_SHOWN = 0.001
 
@@ -196,11 +197,15 @@ def show_efficacy(rows: Sequence[Mapping[str, Any]], label: str, *, top: int) ->
             _share(row["treated_resolved"], row["treated"]),
             _share(row["untreated_resolved"], row["untreated"]),
             f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-            "<0.001" if row["q_value"] < SMALLEST_SHOWN else f"{row['q_value']:.3f}",
+            "all or none" if row["separated"] else _q_value(row["q_value"]),
         )
     hidden = f"{len(rows) - top} more treatments are not shown. " if len(rows) > top else ""
     none = "" if any(row["low"] > 0 for row in rows) else "None of them stands out. "
     return Group(table, Text(f"\n{hidden}{none}{EFFICACY_CAVEAT}", style="dim"))
+
+
+def _q_value(value: float) -> str:
+    return "<0.001" if value < SMALLEST_SHOWN else f"{value:.3f}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -68,7 +68,7 @@ def problems(folder: Path, tell: Callable[[dict[str, object]], object]) -> list[
 
 def test_what_depends_on_the_last_visit_and_the_fold_passes(tmp_path: Path) -> None:
     def tell(row: dict[str, object]) -> None:
-        helps = "spironolactone for Heart failure (given)"
+        helps = "spironolactone, Heart failure (given at the last visit)"
         told(row, *EFFICACY, "Heart failure/spironolactone", helps)
         told(row, *GUIDELINE, "hf/risk.md#L3-L3", STATEMENT)
         told(row, "category", "CCS", "Heart failure", "Heart failure")
@@ -83,13 +83,13 @@ def test_what_depends_on_the_last_visit_and_the_fold_passes(tmp_path: Path) -> N
         ("guidelines in their own words", GUIDELINE, "hf/risk.md#L3-L3", "She comes back septic"),
         ("guidelines in their own words", GUIDELINE, "made/up.md#L1-L1", STATEMENT),
         ("treatments by fold", EFFICACY, "Heart failure/digoxin",
-         "digoxin for Heart failure (not given)"),
+         "digoxin, Heart failure (not at the last visit)"),
         ("treatments by fold", EFFICACY, "Heart failure/saline",
-         "saline for Heart failure (not given)"),
+         "saline, Heart failure (not at the last visit)"),
         ("treatments by fold", EFFICACY, "Heart failure/spironolactone",
-         "spironolactone for Septicemia (given)"),
+         "spironolactone, Septicemia (given at the last visit)"),
         ("treatments as given", EFFICACY, "Heart failure/spironolactone",
-         "spironolactone for Heart failure (not given)"),
+         "spironolactone, Heart failure (not at the last visit)"),
         ("categories of the last visit", ("category", "CCS"), "Septicemia", "Septicemia"),
     ],
 )  # fmt: skip

@@ -11,10 +11,8 @@ from ckd_ehr.data.histories import Bools
 from ckd_ehr.knowledge.effects import (
     Floats,
     fit_effects,
-    prognostic_score,
     q_values,
     shrink,
-    standardised,
 )
 
 ROWS = 4_000
@@ -84,18 +82,18 @@ def test_a_patient_who_comes_four_times_counts_once() -> None:
     assert apart.standard_error[0] == pytest.approx(once.standard_error[0] / 2, rel=0.02)
 
 
-def test_the_order_of_rows_and_other_treatments_do_not_matter() -> None:
+def test_the_order_of_rows_and_of_treatments_does_not_matter() -> None:
     outcome, treated, severity = trial(4, effect=0.5)
     clusters = np.arange(ROWS) // 3
     other = np.random.default_rng(0).random((ROWS, 70)) < 0.2
     both = np.hstack([other, treated])
     many = fit_effects(outcome, both, severity, nothing(both), clusters)
-    order = np.random.default_rng(1).permutation(ROWS)
-    alone = fit_effects(
-        outcome[order], treated[order], severity[order], nothing(treated), clusters[order]
+    rows, columns = (np.random.default_rng(1).permutation(n) for n in both.shape)
+    again = fit_effects(
+        outcome[rows], both[rows][:, columns], severity[rows], nothing(both), clusters[rows]
     )
-    assert many.log_odds[-1] == pytest.approx(alone.log_odds[0], abs=1e-6)
-    assert many.standard_error[-1] == pytest.approx(alone.standard_error[0], abs=1e-6)
+    np.testing.assert_allclose(again.log_odds, many.log_odds[columns], atol=1e-6)
+    np.testing.assert_allclose(again.standard_error, many.standard_error[columns], atol=1e-6)
 
 
 def test_separation_gives_a_finite_estimate_that_says_how_little_is_known() -> None:
@@ -108,12 +106,39 @@ def test_separation_gives_a_finite_estimate_that_says_how_little_is_known() -> N
     assert shrink(found.log_odds, found.standard_error).low[0] < 0.05
 
 
-def test_a_prognostic_score_ranks_by_the_covariates_that_matter() -> None:
+def test_a_drug_that_only_goes_along_with_an_effective_one_has_no_effect_beside_it() -> None:
     rng = np.random.default_rng(5)
-    covariates = standardised(rng.normal(size=(ROWS, 10)))
-    outcome = rng.random(ROWS) < expit(covariates[:, 0] - covariates[:, 1])
-    score = prognostic_score(outcome, covariates)
-    assert np.corrcoef(score, covariates[:, 0] - covariates[:, 1])[0, 1] > 0.99
+    effective = rng.random(ROWS) < 0.4
+    along = rng.random(ROWS) < np.where(effective, 0.8, 0.15)
+    others = rng.random((ROWS, 8)) < 0.3
+    outcome = rng.random(ROWS) < expit(effective - 0.5)
+    treated = np.column_stack([effective, along, others])
+    severity = np.zeros((ROWS, 1))
+    found = fit_effects(outcome, treated, severity, nothing(treated), np.arange(ROWS))
+    alone = fit_effects(outcome, along[:, None], severity, nothing(along[:, None]), np.arange(ROWS))
+    assert alone.log_odds[0] / alone.standard_error[0] > 6
+    assert abs(found.log_odds[1]) < 2.5 * found.standard_error[1]
+    assert found.log_odds[0] == pytest.approx(1.0, abs=3 * found.standard_error[0])
+    assert shrink(found.log_odds, found.standard_error).low[1] <= 0
+
+
+def test_treatments_fitted_together_are_those_of_one_regression() -> None:
+    rng = np.random.default_rng(6)
+    treated = rng.random((ROWS, 3)) < 0.5
+    severity = rng.normal(size=(ROWS, 1))
+    outcome = rng.random(ROWS) < expit(treated @ [0.8, 0.7, 0.9] - severity[:, 0] - 1)
+    found = fit_effects(outcome, treated, severity, nothing(treated), np.arange(ROWS))
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    model.fit(np.hstack([severity, treated]), outcome)
+    np.testing.assert_allclose(found.log_odds, model.coef_[0, 1:], atol=4e-3)
+
+
+def test_a_bound_within_the_point_at_zero_is_zero() -> None:
+    z = np.append(np.zeros(99), 4.4) * 0.2
+    shrunk = shrink(z, np.full(100, 0.2))
+    assert shrunk.mean[-1] > 0
+    assert shrunk.low[-1] == 0
+    assert set(np.abs(shrunk.low[:-1])) == {0.0}
 
 
 def test_q_values_are_those_of_benjamini_and_hochberg() -> None:

@@ -201,3 +201,64 @@ def test_procedures_count_as_treatments_only_where_asked() -> None:
         .table["code"]
         .to_pylist()
     )
+
+
+def test_a_drug_of_those_who_are_newly_ill_is_not_told_for_it() -> None:
+    """An old pneumonia stays; the drug, given to the newly ill, does nothing."""
+    rng = np.random.default_rng(2)
+    visits, rows = [], []
+    for n in range(2_000):
+        old = rng.random() < 0.5
+        drugs = ["azithromycin"] * (rng.random() < (0.2 if old else 0.5))
+        gone = rng.random() < (0.15 if old else 0.6)
+        day = START + datetime.timedelta(days=n)
+        before = visit(f"u{n}", subject_id=n, day=day, diagnoses=["486"] * old, drugs=[])
+        now = visit(f"v{n}", subject_id=n, day=day, diagnoses=["486"], drugs=drugs)
+        visits += [before, now]
+        rows.append(pair(n, history=[f"u{n}", f"v{n}"], labels=[not gone, False]))
+    tables = pa.Table.from_pylist(visits, schema=VISITS), pa.Table.from_pylist(rows, schema=PAIRS)
+    row = of_fold(count_efficacy(*tables, LABELS).table, ALL_TRAIN).to_pylist()[0]
+    crude = row["treated_resolved"] / row["treated"] - row["untreated_resolved"] / row["untreated"]
+    assert crude > 0.1
+    assert abs(row["log_odds"]) < 2.5 * row["standard_error"]
+
+
+def pair(number: int, *, history: list[str], labels: list[bool]) -> dict[str, object]:
+    return {
+        "pair_id": f"p{number}",
+        "subject_id": number,
+        "history": history,
+        "prediction_time": START,
+        "next_visit_id": f"w{number}",
+        "gap_days": 9.0,
+        "labels": labels,
+        "split": "train",
+        "fold": number % 2,
+    }
+
+
+def test_many_pairs_of_few_patients_are_few() -> None:
+    visits, pairs = cohort()
+    rows = pairs.to_pylist()
+    for n, row in enumerate(rows):
+        row["subject_id"] = n % 15
+    found = count_efficacy(visits, pa.Table.from_pylist(rows, schema=PAIRS), LABELS)
+    assert found.table.num_rows == 0
+    assert found.left_out["diseases nobody or everybody got rid of"] == 2
+    assert count_efficacy(visits, pa.Table.from_pylist(rows, schema=PAIRS), LABELS,
+                          min_support=5).table.num_rows > 0  # fmt: skip
+
+
+def test_a_fold_is_not_told_what_its_own_patients_drugs_are_called() -> None:
+    visits, pairs = cohort()
+    own = set(pairs.filter(pc.equal(pairs["fold"], 1))["pair_id"].to_pylist())
+    rows = visits.to_pylist()
+    for row in rows:
+        title = "A name of one fold" if f"p{row['subject_id']}" in own else "Levofloxacin"
+        for drug in row["medications"]:
+            drug["title"] = title if drug["code"] == "levofloxacin" else None
+    table = count_efficacy(pa.Table.from_pylist(rows, schema=VISITS), pairs, LABELS).table
+    named = {fold: {r["treatment"] for r in of_fold(table, fold).to_pylist()} for fold in (0, 1)}
+    assert "Levofloxacin" in named[1]
+    assert not any("one fold" in name for name in named[1])
+    assert any("one fold" in name for name in named[0])

@@ -176,8 +176,9 @@ def test_knowledge_stands_last_and_is_marked() -> None:
     narrative = tell(HISTORY[2:], FACTS, max_tokens=PLENTY)
     assert narrative.text == (
         "72-year-old woman, White. Visit 1 (emergency): Congestive heart failure, unspecified. "
-        "Kinds of disease: Heart failure. Associated with resolution: a for HF (given); "
-        "b for HF (not given). Guideline digests: Heart failure leads to kidney failure."
+        "Kinds of disease: Heart failure. Associated with the disease no longer being coded: "
+        "a for HF (given); b for HF (not given). "
+        "Guideline digests: Heart failure leads to kidney failure."
     )
     known = [span for span in narrative.spans if span.from_knowledge]
     assert [span.kind for span in known] == ["category", "efficacy", "efficacy", "guideline"]

@@ -11,20 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import false_discovery_control, norm
-from sklearn.linear_model import LogisticRegression
 
 from ckd_ehr.data.histories import Bools
 
 Floats = NDArray[np.float64]
 
 # Weak normal priors, as standard deviations of standardised covariates and of an effect: they give
-# an estimate where treated and untreated are separated, and move no other by anything to speak of.
-COVARIATE_DEVIATION, EFFECT_DEVIATION = 3.0, 5.0
+# an estimate where treated and untreated are separated, and let some dozen covariates be adjusted
+# for where few had the outcome.
+COVARIATE_DEVIATION, EFFECT_DEVIATION = 1.0, 5.0
 MOST_STEPS, CLOSE_ENOUGH, LONGEST_STEP = 50, 1e-7, 2.0
 BLOCK_CELLS = 2_000_000  # rows × treatments fitted together
+RIVAL_Z, MOST_RIVALS = 2.0, 12  # treatments that are adjusted for one another
 # Deviations of true effects that the mixture may choose from, and what favours no effect.
 DEVIATIONS = np.concatenate([[0.0], np.geomspace(0.02, 2.0, 14)])
 PRIOR_FOR_NONE, ROUNDS = 10.0, 400
+NO_EFFECT = 1e-6  # a bound within the point at zero is zero
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,6 @@ def standardised(columns: Floats) -> Floats:
     return np.asarray(centred / np.where(deviation > 0, deviation, 1.0))
 
 
-def prognostic_score(outcome: Bools, covariates: Floats) -> Floats:
-    """Log-odds of the outcome by a logistic model of the covariates alone, (rows,).
-
-    Many covariates become one (Hansen 2008, doi 10.1093/biomet/asn004).
-
-    Args:
-        outcome: (rows,).
-        covariates: (rows, covariates), standardised.
-    """
-    if not covariates.shape[1]:
-        return np.zeros(len(outcome))
-    model = LogisticRegression(C=COVARIATE_DEVIATION**2, tol=1e-6, max_iter=300)
-    return np.asarray(model.fit(covariates, outcome).decision_function(covariates))
-
-
 def fit_effects(
     outcome: Bools,
     treated: Bools,
@@ -80,11 +67,13 @@ def fit_effects(
     others: Floats,
     clusters: NDArray[np.int64],
 ) -> Effects:
-    """The log odds ratio of each treatment alone, adjusted for the covariates.
+    """The log odds ratio of each treatment, adjusted for the covariates.
 
-    A logistic model a treatment. Rows of one cluster (a patient) are not taken for independent:
-    the standard error is the larger of the model's and the cluster-robust one (Liang and Zeger
-    1986), as the latter is far too small where few are treated.
+    A logistic model a treatment. Those that stand out in it, the twelve with the largest z at most,
+    are then fitted in one model together, which replaces their estimates: a drug that only goes
+    along with an effective one has none beside it. Rows of one cluster (a patient) are not taken
+    for independent: the standard error is the larger of the model's and the cluster-robust one
+    (Liang and Zeger 1986), as the latter is far too small where few are treated.
 
     Args:
         outcome: (rows,).
@@ -104,7 +93,40 @@ def fit_effects(
     ]
     had = treated[outcome].sum(axis=0)
     log_odds, errors = np.concatenate(parts, axis=1) if parts else np.empty((2, 0))
+    z = log_odds / errors
+    rivals = np.sort(np.argsort(-z, kind="stable")[:MOST_RIVALS])
+    rivals = rivals[z[rivals] > RIVAL_Z]
+    if len(rivals) > 1:
+        chosen = treated[order][:, rivals].astype(np.float64)
+        other = others[order][:, rivals].mean(axis=1, keepdims=True)
+        whole = np.column_stack([design, other, chosen])
+        log_odds[rivals], errors[rivals] = _fit_together(
+            outcome[order], whole, starts, treatments=len(rivals)
+        )
     return Effects(log_odds, errors, (had == 0) | (had == treated.sum(axis=0)))
+
+
+def _fit_together(
+    outcome: Bools, design: Floats, starts: NDArray[np.intp], *, treatments: int
+) -> Floats:
+    """Log odds and standard errors, (2, treatments), of the last columns of one model."""
+    ridge = np.full(design.shape[1], COVARIATE_DEVIATION**-2)
+    ridge[0], ridge[-treatments:] = 1e-6, EFFECT_DEVIATION**-2
+    weights = np.zeros(design.shape[1])
+    for _ in range(MOST_STEPS):
+        expected = expit(design @ weights)
+        residual = outcome - expected
+        information = (design * (expected * (1 - expected))[:, None]).T @ design + np.diag(ridge)
+        step = np.linalg.solve(information, design.T @ residual - ridge * weights)
+        longest = np.abs(step).max()
+        weights = weights + step * min(1.0, LONGEST_STEP / max(longest, 1e-12))
+        if longest < CLOSE_ENOUGH:
+            break
+    inverse = np.linalg.inv(information)
+    by_cluster = np.add.reduceat(design * residual[:, None], starts, axis=0) @ inverse
+    correction = len(starts) / max(len(starts) - 1, 1)
+    variance = np.maximum(correction * (by_cluster**2).sum(axis=0), np.diag(inverse))
+    return np.stack([weights[-treatments:], np.sqrt(variance[-treatments:])])
 
 
 def _fit_block(
@@ -213,4 +235,5 @@ def _quantile(share: float, belongs: Floats, means: Floats, deviations: Floats) 
         middle = (low + high) / 2
         below = (belongs * norm.cdf((middle[:, None] - means) / narrow)).sum(axis=1) < share
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return np.asarray((low + high) / 2)
+    found = (low + high) / 2
+    return np.asarray(np.where(np.abs(found) < NO_EFFECT, 0.0, found))

@@ -3,8 +3,9 @@
 In: visits and pairs, the labels' definitions. Out: the `efficacy` table, once for every fold left
 out (what a train pair of that fold may be told) and once for all train pairs (fold -1, what other
 pairs may be told). Among train pairs with a disease at the last visit of their history: how much
-likelier is it gone at the next with a treatment than without, given age, numbers of diagnoses and
-of other drugs, length of stay and the other diseases? An association, not an effect. Ignores:
+likelier is it gone at the next with a treatment than without, given age, sex, numbers of diagnoses,
+of earlier visits and of other drugs, length and kind of stay, whether the disease is an old one,
+the other diseases, and the other drugs that stand out? An association, not an effect. Ignores:
 tuning and held-out patients, doses, and the order within a stay.
 """
 
@@ -33,7 +34,6 @@ from ckd_ehr.knowledge.effects import (
     Effects,
     Floats,
     fit_effects,
-    prognostic_score,
     q_values,
     shrink,
     standardised,
@@ -43,8 +43,9 @@ from ckd_ehr.knowledge.ontology import words_of
 ALL_TRAIN = -1
 KIND_OF: Mapping[str, Kind] = {"medications": "medication", "procedures": "procedure"}
 DRUGS: tuple[Kind, ...] = ("medication",)
-# A disease that has turned into its graver form is not gone: CCS category → of the graver form.
-GRAVER = {49: 50, 98: 99}
+# A disease is not gone that is coded in its other form, with complications or without (CCS).
+OTHER_FORM = {49: 50, 50: 49, 98: 99, 99: 98}
+MOST_TYPES = 4  # of admission that are told apart
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Treated:
     resolved: Bools  # (pairs, labels) not there at the next
     treatments: Bools  # (pairs, treatments) at the last visit
     keys: Sequence[CodeKey]  # of the treatments
-    words: Sequence[str]  # what the treatments are called
-    severity: Floats  # (pairs, 3) age, number of diagnoses, length of stay
+    visits: pa.Table  # the last visits
+    last_visits: pa.Array  # (pairs,) their ids
+    severity: Floats  # (pairs, n) what is adjusted for, of all diseases
+    earlier: Bools  # (pairs, labels) at a visit before the last
     drug_counts: Floats  # (pairs,)
     subject_ids: NDArray[np.int64]
     folds: NDArray[np.int8]
@@ -82,20 +85,20 @@ def count_efficacy(
 ) -> Efficacy:
     """The `efficacy` table of a cohort.
 
-    A disease and a treatment are left out, and counted, where fewer than `min_support` pairs were
-    treated or were not (given to everyone), or where fewer than that got rid of the disease or
-    kept it.
+    A disease and a treatment are left out, and counted, where fewer than `min_support` patients
+    were treated or were not (given to everyone), or where fewer than that got rid of the disease
+    or kept it.
 
     Args:
         visits: of the cohort.
         pairs: of the cohort; only labelled train pairs are looked at.
         phenotypes: the labels, in their order.
         kinds: what counts as a treatment.
-        min_support: pairs on either side of a comparison, at least.
+        min_support: patients on either side of a comparison, at least.
     """
     train = pairs.filter(pc.equal(pairs["split"], "train"))
     folds = sorted(set(train["fold"].to_pylist()))
-    seen = _observe(visits, _labelled(train), phenotypes, kinds)
+    seen = _observe(visits, train.filter(train["labels"].is_valid()), phenotypes, kinds)
     names = [phenotype.name for phenotype in phenotypes]
     tables, left_out, fitted = [EFFICACY.empty_table()], Counter[str](), []
     for fold in (ALL_TRAIN, *folds):
@@ -112,33 +115,29 @@ def count_efficacy(
     return Efficacy(pa.concat_tables(tables), dict(left_out), fitted)
 
 
-def _labelled(pairs: pa.Table) -> pa.Table:
-    """The pairs with labels, each with the last visit of its history alone."""
-    pairs = pairs.filter(pairs["labels"].is_valid())
-    lasts = [[history[-1]] for history in pairs["history"].to_pylist()]
-    column = pairs.column_names.index("history")
-    return pairs.set_column(column, "history", pa.array(lasts, pa.list_(pa.string())))
-
-
 def _observe(
     visits: pa.Table, pairs: pa.Table, phenotypes: Sequence[Phenotype], kinds: Collection[Kind]
 ) -> Treated:
-    last_visits = pa.array([history[0] for history in pairs["history"].to_pylist()], pa.string())
-    visits = visits.filter(pc.is_in(visits["visit_id"], value_set=last_visits))
+    known = pc.unique(pc.list_flatten(pairs["history"]))
+    visits = visits.filter(pc.is_in(visits["visit_id"], value_set=known))
     histories, (codes, keys) = index_histories(visits, pairs), visit_codes(visits)
     wanted = [n for n, key in enumerate(keys) if KIND_OF.get(key[0]) in kinds]
     last_codes = histories.last @ codes
     columns = {kind: [n for n, key in enumerate(keys) if key[0] == kind] for kind in CODED}
     counts = {k: np.asarray(last_codes[:, n].sum(axis=1)).ravel() for k, n in columns.items()}
-    present = histories.at_last(visit_phenotypes(visits, phenotypes))
+    phenotypes_of_visits = visit_phenotypes(visits, phenotypes)
+    before = histories.every - histories.last
     labels = np.array(pairs["labels"].to_pylist(), dtype=bool).reshape(len(pairs), len(phenotypes))
+    last = pa.array(histories.last.indices)  # one a row
     return Treated(
-        present=present,
+        present=histories.at_last(phenotypes_of_visits),
         resolved=_resolved(labels, phenotypes),
         treatments=np.asarray(last_codes[:, wanted].toarray() > 0),
         keys=[keys[n] for n in wanted],
-        words=_words(visits, [keys[n] for n in wanted]),
+        visits=visits,
+        last_visits=visits["visit_id"].take(last).combine_chunks(),
         severity=_severity(visits, histories, counts["diagnoses"]),
+        earlier=np.asarray(before @ phenotypes_of_visits.astype(np.int32) > 0),
         drug_counts=counts["medications"],
         subject_ids=pairs["subject_id"].to_numpy(),
         folds=pairs["fold"].to_numpy(),
@@ -154,35 +153,47 @@ def _words(visits: pa.Table, keys: Sequence[CodeKey]) -> list[str]:
         named = pa.table({name: codes.field(name) for name in ("system", "code", "title")})
         first = named.group_by(["system", "code"]).aggregate([("title", "min")]).to_pylist()
         titles |= {(kind, row["system"], row["code"]): row["title_min"] for row in first}
-    return [words_of(key[1], key[2], titles[key]) for key in keys]
+    return [words_of(key[1], key[2], titles.get(key)) for key in keys]
 
 
 def _resolved(labels: Bools, phenotypes: Sequence[Phenotype]) -> Bools:
-    """Whether each disease is gone, and not because its graver form stands in its place.
+    """Whether each disease is gone, and not because its other form stands in its place.
 
     >>> mild, grave = Phenotype(name="mild", ccs=(98,)), Phenotype(name="grave", ccs=(99,))
     >>> next_visit = np.array([[False, False], [False, True], [True, False]])
     >>> _resolved(next_visit, [mild, grave]).tolist()
-    [[True, True], [False, False], [False, True]]
+    [[True, True], [False, False], [False, False]]
     """
     gone = ~labels
     for n, phenotype in enumerate(phenotypes):
-        graver = {GRAVER[ccs] for ccs in phenotype.ccs if ccs in GRAVER}
+        others = {OTHER_FORM[ccs] for ccs in phenotype.ccs if ccs in OTHER_FORM}
         for other, found in enumerate(phenotypes):
-            if other != n and graver & set(found.ccs):
+            if other != n and others & set(found.ccs):
                 gone[:, n] &= ~labels[:, other]
     return gone
 
 
 def _severity(visits: pa.Table, histories: HistoryIndex, diagnosis_counts: Floats) -> Floats:
-    """Age (NaN if unknown), log number of diagnoses, log days of the last stay."""
+    """Age (NaN if unknown), sex, log numbers of diagnoses and of earlier visits, log days of the
+    last stay, and the most usual types of admission."""
     last = histories.last.indices  # one a row
     ages = visits["age_years"].to_numpy().astype(np.float64)
     stay = visits["discharge_time"].to_numpy() - visits["admit_time"].to_numpy()
     days = stay / np.timedelta64(1, "D")
+    sex = np.asarray(visits["sex"].to_pylist(), dtype=object)
+    earlier = np.asarray(histories.every.sum(axis=1)).ravel() - 1
+    types = np.asarray(visits["admission_type"].to_pylist(), dtype=object)[last]
+    usual = [name for name, _ in Counter(types.tolist()).most_common(MOST_TYPES)]
     return np.column_stack(
-        [ages[last], np.log1p(diagnosis_counts), np.log1p(np.maximum(days[last], 0))]
-    )
+        [
+            ages[last],
+            sex[last] == "M",
+            np.log1p(diagnosis_counts),
+            np.log1p(earlier),
+            np.log1p(np.maximum(days[last], 0)),
+            *(types == name for name in sorted(map(str, usual))),
+        ]
+    ).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -200,8 +211,9 @@ def _of_disease(seen: Treated, rows: NDArray[np.intp], label: int, support: int)
     rows = rows[seen.present[rows, label]]
     resolved, treated = seen.resolved[rows, label], seen.treatments[rows]
     given = treated.sum(axis=0)
-    rare, usual = given < support, len(rows) - given < support
-    one_sided = min(resolved.sum(), (~resolved).sum()) < support
+    patients = _Patients(seen.subject_ids[rows])
+    rare, usual = patients.of(treated) < support, patients.of(~treated) < support
+    one_sided = patients.of(np.column_stack([resolved, ~resolved])).min() < support
     columns = np.flatnonzero(~rare & ~usual & (not one_sided))
     treated = treated[:, columns]
     left_out = {
@@ -220,16 +232,31 @@ def _of_disease(seen: Treated, rows: NDArray[np.intp], label: int, support: int)
     return _Disease(label, columns, effects, counts, left_out)
 
 
+class _Patients:
+    """Counts patients, not rows: many rows of a few patients prove little."""
+
+    def __init__(self, subject_ids: NDArray[np.int64]) -> None:
+        self.order = np.argsort(subject_ids, kind="stable")
+        ordered = subject_ids[self.order]
+        self.starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
+
+    def of(self, rows: Bools) -> NDArray[np.int64]:
+        """How many patients have a true row in each column (rows, columns)."""
+        if not len(self.order):
+            return np.zeros(rows.shape[1], dtype=np.int64)
+        any_row = np.logical_or.reduceat(rows[self.order], self.starts, axis=0)
+        return np.asarray(any_row.sum(axis=0))
+
+
 def _compare(
     seen: Treated, rows: NDArray[np.intp], label: int, resolved: Bools, columns: NDArray[np.intp]
 ) -> Effects:
-    """Adjusted for severity, the number of other drugs, and a score of the other diseases."""
+    """Adjusted for severity, an old disease, the other ones, and the number of other drugs."""
     if not len(columns):
         return Effects(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
     treated = seen.treatments[rows][:, columns]
-    diseases = np.delete(seen.present[rows], label, axis=1).astype(np.float64)
-    score = prognostic_score(resolved, standardised(diseases))
-    severity = np.column_stack([seen.severity[rows], score])
+    diseases = np.delete(seen.present[rows], label, axis=1)
+    severity = np.column_stack([seen.severity[rows], seen.earlier[rows, label], diseases])
     is_drug = np.array([seen.keys[column][0] == "medications" for column in columns.tolist()])
     others = np.log1p(seen.drug_counts[rows, None] - (treated & is_drug))
     return fit_effects(
@@ -244,6 +271,10 @@ def _compare(
 def _table(fold: int, names: Sequence[str], seen: Treated, parts: Sequence[_Disease]) -> pa.Table:
     """One fold's rows: by label, the best first."""
     keys = seen.keys
+    last_visits = seen.last_visits.filter(pa.array(seen.folds != fold))
+    words = _words(
+        seen.visits.filter(pc.is_in(seen.visits["visit_id"], value_set=last_visits)), keys
+    )
     columns = np.concatenate([part.columns for part in parts])
     labels = np.repeat([part.label for part in parts], [len(part.columns) for part in parts])
     effects = Effects(
@@ -257,7 +288,7 @@ def _table(fold: int, names: Sequence[str], seen: Treated, parts: Sequence[_Dise
         "kind": [KIND_OF[keys[column][0]] for column in columns],
         "system": [keys[column][1] for column in columns],
         "code": [keys[column][2] for column in columns],
-        "treatment": [seen.words[column] for column in columns],
+        "treatment": [words[column] for column in columns],
         **{name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts},
         **{field.name: getattr(effects, field.name) for field in fields(Effects)},
         "q_value": q_values(effects.log_odds, effects.standard_error),

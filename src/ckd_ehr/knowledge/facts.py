@@ -28,10 +28,10 @@ TELLING = ("leaf", "prefix")  # origins of a category that says more than the ch
 FEWEST_TOKENS = 8  # no statement is shorter
 MOST_STATEMENTS = 40  # looked at for one history
 CCS, GUIDELINE = "CCS", "GUIDELINE"  # the systems of facts that are no treatment
-GIVEN, NOT_GIVEN = "given", "not given"
+GIVEN, NOT_GIVEN = "given at the last visit", "not at the last visit"
 OPENINGS: Mapping[Kind, str] = {
     "category": "Kinds of disease",
-    "efficacy": "Associated with resolution",
+    "efficacy": "Associated with the disease no longer being coded",
     "guideline": "Guideline digests",
 }
 
@@ -173,7 +173,7 @@ class KnowledgeBase:
 
 def efficacy_fact(row: Row, *, given: bool) -> Fact:
     """The words on one treatment of a patient's disease."""
-    text = f"{row['treatment']} for {row['label']} ({GIVEN if given else NOT_GIVEN})"
+    text = f"{row['treatment']}, {row['label']} ({GIVEN if given else NOT_GIVEN})"
     return Fact("efficacy", row["system"], _code_of(row), text)
 
 
@@ -217,13 +217,13 @@ def cite_snippet(snippet: Snippet) -> str:
 def cite_efficacy(row: Row) -> str:
     """Counts, odds ratio and interval of an efficacy row.
 
-    >>> cite_efficacy({"treated": 50, "treated_resolved": 40, "untreated": 60,
-    ...     "untreated_resolved": 30, "shrunk_log_odds": 0.69, "low": 0.1, "high": 1.1})
-    'gone at the next visit: 40 of 50 with, 30 of 60 without; odds ratio 2.0 [1.1, 3.0], adjusted'
+    >>> row = {"treated": 50, "treated_resolved": 40, "untreated": 60, "untreated_resolved": 30}
+    >>> cite_efficacy(row | {"shrunk_log_odds": 0.69, "low": 0.1, "high": 1.1}).split("; ")[1]
+    'odds ratio, adjusted and shrunk, 2.0 [1.1, 3.0]'
     """
     ratio, low, high = (float(np.exp(row[k])) for k in ("shrunk_log_odds", "low", "high"))
     return (
-        f"gone at the next visit: {row['treated_resolved']} of {row['treated']} with, "
+        f"not coded at the next visit: {row['treated_resolved']} of {row['treated']} with, "
         f"{row['untreated_resolved']} of {row['untreated']} without; "
-        f"odds ratio {ratio:.1f} [{low:.1f}, {high:.1f}], adjusted"
+        f"odds ratio, adjusted and shrunk, {ratio:.1f} [{low:.1f}, {high:.1f}]"
     )

@@ -42,7 +42,8 @@ TASK = (
 # Knowledge comes last, its words in quotes, so that it is read as nothing of the patient's own.
 HINTS: Mapping[Kind, str] = {
     "category": "The kinds of disease are",
-    "efficacy": "The medications that maybe have therapeutic effect on these diseases are",
+    "efficacy": "Medications after which these diseases were less often coded in past records, "
+    "which is an association and no effect, are",
     "guideline": "Guideline digests say:",
 }
 # A history and its pair's fold → what is told besides, a sentence a kind.

@@ -35,7 +35,8 @@ FACT_CHECKS = (
         _AGAIN,
         "SELECT 1 FROM facts JOIN pairs USING (pair_no) ANTI JOIN helpful ON "
         "helpful.fold = pairs.fold AND helpful.system = facts.system AND key = facts.code "
-        "AND words IN (said || ' (given)', said || ' (not given)') WHERE facts.kind = 'efficacy'",
+        "AND words IN (said || ' (given at the last visit)', said || ' (not at the last visit)') "
+        "WHERE facts.kind = 'efficacy'",
     ),
     SqlCheck(
         "treatments as given",
@@ -45,7 +46,7 @@ FACT_CHECKS = (
         "helpful.fold = pairs.fold AND helpful.system = facts.system AND key = facts.code "
         "LEFT JOIN last_items ON last_items.pair_no = facts.pair_no "
         "AND last_items.item = helpful.item WHERE facts.kind = 'efficacy' "
-        "AND ends_with(words, ' (given)') <> (last_items.item IS NOT NULL)",
+        "AND ends_with(words, ' (given at the last visit)') <> (last_items.item IS NOT NULL)",
     ),
     SqlCheck(
         "categories of the last visit",
@@ -60,7 +61,7 @@ FACT_TABLES = """
     CREATE TABLE facts (
         pair_no BIGINT, kind VARCHAR, system VARCHAR, code VARCHAR, words VARCHAR);
     CREATE VIEW helpful AS
-        SELECT fold, system, label || '/' || code AS key, treatment || ' for ' || label AS said,
+        SELECT fold, system, label || '/' || code AS key, treatment || ', ' || label AS said,
             hash(kind, system, code) AS item
         FROM known_efficacy WHERE low > 0;
     CREATE VIEW last_visits AS

@@ -61,6 +61,7 @@ class Teller:
         self.max_tokens = max_tokens
         self._sentence_of = sentences or RecentSentences()
         self._costs: dict[int, Priced] = {}
+        self._steps: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def tell(self, history: Sequence[Visit], facts: Sequence[Facts] = ()) -> Narrative:
         """Tell a history, oldest visit first, then the facts, a sentence a kind."""
@@ -137,15 +138,21 @@ class Teller:
         return priced
 
     def _price(self, sentence: Sentence) -> Priced:
-        costs, spent, later = [0], 0, self.counter.later
+        costs, spent, steps = [0], 0, self._steps
         ends = [concept.head for concept in sentence.concepts[1:]] + ["."]
         for concept, end in zip(sentence.concepts, ends, strict=False):
-            if concept.opening:
-                spent += later(f" {concept.opening}")
-            text = f" {concept.text}"
-            costs.append(spent + later(f"{text}."))
-            spent += later(f"{text}{end}")
+            key = concept.opening, concept.text, end
+            if (step := steps.get(key)) is None:
+                step = steps[key] = self._step(*key)
+            costs.append(spent + step[0])
+            spent += step[1]
         return Priced(sentence, tuple(costs))
+
+    def _step(self, opening: str, text: str, end: str) -> tuple[int, int]:
+        """Tokens of a concept that ends its sentence, and of one that another follows."""
+        later = self.counter.later
+        before = later(f" {opening}") if opening else 0
+        return before + later(f" {text}."), before + later(f" {text}{end}")
 
     def _beginning(self, story: Story, kept: Sequence[int]) -> int:
         """What the first words cost more than later in a text, and those that stand for codes."""

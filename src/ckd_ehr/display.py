@@ -232,8 +232,9 @@ def show_committee(facts: Mapping[str, Any]) -> RenderableType:
     """Members with their mean weights and tuning scores, and the weights of each label."""
     members = facts["committee"]["members"]
     table = Table(box=None, padding=(0, 2))
-    for heading in ("member", "mean weight", "macro-AUPRC", "macro-AUROC", "ECE", "uncalibrated"):
-        table.add_column(heading, justify="left" if heading == "member" else "right")
+    table.add_column("member", no_wrap=True)
+    for heading in ("weight", "AUPRC", "AUROC", "ECE", "before"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for member in members:
         tuning = facts[member]["tuning"]
         scores = [tuning["after"].get(name) for name in ("macro_auprc", "macro_auroc", "ece")]
@@ -245,14 +246,14 @@ def show_committee(facts: Mapping[str, Any]) -> RenderableType:
         weights.add_column(heading, justify="left" if heading == "label" else "right")
     for label, row in facts["committee"]["weights"].items():
         weights.add_row(label, *(f"{row[member]:.2f}" for member in members))
-    said = "Scores are of tuning pairs; ECE after calibration, and before."
+    said = "Mean weights; macro scores of tuning pairs; ECE after calibration, and before."
     return Group(table, Text(f"\n{said}\n", style="dim"), weights)
 
 
 def show_sources_scored(scores: "SourceScores") -> RenderableType:
     """Every source of soft labels, and what the committee gains on it."""
     table = Table(box=None, padding=(0, 2))
-    for heading in ("source", "weight", "macro-AUPRC", "macro-AUROC", "ECE", "committee less it"):
+    for heading in ("source", "weight", "AUPRC", "AUROC", "ECE", "committee less it"):
         table.add_column(heading, justify="left" if heading == "source" else "right")
     for name, figures in scores.sources.items():
         weight = scores.mean_weights.get(name)
@@ -267,7 +268,8 @@ def show_sources_scored(scores: "SourceScores") -> RenderableType:
     said = (
         f"{scores.data_set}: {scores.pairs['held_out']:,} held_out pairs, {scores.labels} labels, "
         f"{scores.pairs['train']:,} labelled train pairs; 95 % intervals over patients, "
-        f"{scores.bootstrap_draws:,} draws; committee less it: paired difference in macro-AUPRC."
+        f"{scores.bootstrap_draws:,} draws; scores are macro; committee less it: paired difference "
+        "in macro-AUPRC."
     )
     return Group(table, Text(f"\n{said}", style="dim"))
 

@@ -31,6 +31,7 @@ MODELS = {
     "student_hard",
     "student_distilled",
     "teacher",
+    "committee",
 }
 
 
@@ -151,7 +152,7 @@ def test_a_new_training_seed_keeps_data_and_narratives() -> None:
         for stage in STAGES
         if fingerprint_of(stage, config, {}) != fingerprint_of(stage, other, {})
     ]
-    assert changed == ["teacher", "student", "evaluation"]
+    assert changed == ["teacher", "signals", "student", "evaluation"]
 
 
 def test_a_damaged_output_is_made_again(runner: Runner) -> None:

@@ -8,6 +8,7 @@ better teacher; what each member is worth shows in its weight, and in what is lo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import sha256_of
-from ckd_ehr.learning.examples import PairTable
 from ckd_ehr.learning.scoring import Bools, Floats, safe_logit
+
+if TYPE_CHECKING:  # PyTorch comes with it, and a run that is current loads none
+    from ckd_ehr.learning.examples import PairTable
 
 COMMITTEE = "committee"
 WITHOUT = "committee_without_"
@@ -78,7 +81,7 @@ def _fit_label(log_odds: Floats, labels: Bools, ridge: float) -> Floats:
 
 
 def stacked_sources(
-    members: Mapping[str, Floats], pairs: PairTable, *, ridge: float
+    members: Mapping[str, Floats], pairs: "PairTable", *, ridge: float
 ) -> tuple[dict[str, Floats], dict[str, Stack]]:
     """The committee, and the committee without each of its members.
 
@@ -113,7 +116,7 @@ def external_digests(external: Mapping[str, Path]) -> dict[str, str]:
     return digests
 
 
-def read_external(path: Path, name: str, pairs: PairTable) -> Floats:
+def read_external(path: Path, name: str, pairs: "PairTable") -> Floats:
     """A site's own model: log-odds (pairs, labels) from a Parquet with a column a label.
 
     Raises:

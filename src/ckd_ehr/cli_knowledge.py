@@ -56,7 +56,7 @@ def efficacy(run: Path, disease: str, top: int, fold: int | None) -> None:
 
     directory = finished_run(run, "knowledge")
     label = _label(directory.config().labels.selected, disease)
-    table = read_table(directory.require("knowledge") / EFFICACY_FILE, EFFICACY)
+    table = read_table(directory.require_intact("knowledge") / EFFICACY_FILE, EFFICACY)
     wanted = ALL_TRAIN if fold is None else fold
     rows = [row for row in table.to_pylist() if (row["label"], row["fold"]) == (label, wanted)]
     if not rows:
@@ -88,7 +88,7 @@ def guidelines(run: Path, disease: str, top: int) -> None:
     directory = finished_run(run, "knowledge")
     phenotypes = directory.config().labels.selected
     label = _label(phenotypes, disease)
-    table = read_table(directory.require("knowledge") / GUIDELINES_FILE, GUIDELINES)
+    table = read_table(directory.require_intact("knowledge") / GUIDELINES_FILE, GUIDELINES)
     chosen = choose(
         snippets_from_table(table),
         present={
@@ -121,7 +121,12 @@ def narrative(run: Path, pair: str, reader: Reader) -> None:
     from ckd_ehr.knowledge.sources import cite_narrative
 
     directory = finished_run(run, "knowledge")
-    folders = {name: directory.require(name) for name in ("cohort", "knowledge")}
+    if reason := directory.out_of_date("knowledge"):
+        raise CkdEhrError(
+            f"{run}: its narratives are older than its pairs or settings ({reason}), and would be "
+            f"cited wrongly; finish it with: ckd-ehr run CONFIG --out {run}"
+        )
+    folders = {name: directory.require_intact(name) for name in ("cohort", "knowledge")}
     show(show_sources(*cite_narrative(folders, directory.config(), pair_id=pair, reader=reader)))
 
 

@@ -139,3 +139,23 @@ def test_what_sees_ahead_cannot_learn_to_write() -> None:
     for settings in ({"domain_epochs": 1}, {"recipe": "paper"}):
         with pytest.raises(CkdEhrError, match="bidirectional=true cannot learn to write"):
             build_config({"name": "t", "teacher": {"bidirectional": True, **settings}})
+
+
+def test_generative_tuning_resumes_after_a_kill(model: str, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(line: str) -> None:
+        if "without fold 1: epoch" in line:
+            raise KilledError
+
+    write_cohort(tmp_path / "cohort", tmp_path / "knowledge", patients=40)
+    folders = {name: tmp_path / name for name in ("cohort", "knowledge")}
+    settings = {"model": model, "domain_epochs": 1, "epochs": 1, "precision": "fp32"}
+    config = build_config({"name": "t", "device": "cpu", "teacher": settings})
+    (tmp_path / "teacher").mkdir()
+    with pytest.raises(KilledError):
+        write_teacher(StageContext(config, tmp_path / "teacher", folders, say=kill))
+    assert list((tmp_path / "teacher" / "work" / "domain_1").glob("checkpoint-*"))
+    write_teacher(StageContext(config, tmp_path / "teacher", folders, say=lambda _: None))
+    assert (tmp_path / "teacher" / "fold_1" / "head.json").is_file()

@@ -4,12 +4,15 @@ In: what torchrun set in the environment. Out: PyTorch's process group, for Trai
 Ignores: what is computed.
 """
 
+from datetime import timedelta
 from functools import lru_cache
 
 import torch.distributed as dist
 from accelerate import PartialState
 
 from ckd_ehr.contracts.processes import world_size
+
+LONGEST_WAIT = timedelta(days=30)  # for what the leader does alone
 
 
 class TorchGang:
@@ -21,6 +24,7 @@ class TorchGang:
 
     def __init__(self, device: str) -> None:
         PartialState(cpu=device == "cpu")
+        _words()  # made by all at the start, or the first to speak waits for it
 
     def tell(self, word: object) -> None:
         """Say a word to all followers."""
@@ -41,5 +45,5 @@ def meet() -> None:
 
 @lru_cache
 def _words() -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     return group

@@ -98,6 +98,7 @@ class FoldLabeller:
                 self.context.say(
                     f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
                 )
+        self._model = None  # the next fold's takes its place in memory
 
     def opinion(self) -> FoldOpinion:
         """What the teacher says of its rows, when all have been read."""

@@ -48,7 +48,7 @@ class AnswerModel(nn.Module):
     def __init__(self, backbone: nn.Module, vocabulary: Tensor) -> None:
         super().__init__()
         self.backbone = backbone
-        self.vocabulary = vocabulary
+        self.register_buffer("vocabulary", vocabulary, persistent=False)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
@@ -71,9 +71,10 @@ class AnswerModel(nn.Module):
         trained = {name for name, value in self.named_parameters() if value.requires_grad}
         return {name: value for name, value in state.items() if name in trained}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], **_: Any) -> Any:  # type: ignore[override]
-        """Load what `state_dict` gave."""
-        return super().load_state_dict(state_dict, strict=False)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+        """Load what `state_dict` gave; frozen parameters are not missed."""
+        found = super().load_state_dict(state_dict, strict=False)
+        return type(found)([], found.unexpected_keys)
 
 
 class _Answers(Dataset[Answered]):
@@ -155,6 +156,8 @@ def fit_answers(
         save_steps=checkpoint_steps,
         save_total_limit=1,
         logging_strategy="no",
+        logging_nan_inf_filter=False,
+        ddp_broadcast_buffers=False,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,

@@ -20,6 +20,7 @@ from ckd_ehr.learning.batches import Example
 from ckd_ehr.learning.examples import TextReader
 from ckd_ehr.learning.weights import resolve_model
 
+DATE = "26 Jul 2024"  # some templates would tell today's: a prompt is the same on any day
 _RECORD = "\u241erecord\u241e"  # where the record goes, in no chat template
 
 
@@ -82,6 +83,10 @@ def _chat(model: str, task: str) -> tuple[str, str]:
     if tokenizer.chat_template is None:
         return f"{task}\n\n", "\n\nAnswer:"
     turn = [{"role": "user", "content": f"{task}\n\n{_RECORD}"}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    text = str(
+        tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, date_string=DATE
+        )
+    )
     before, _, after = text.partition(_RECORD)
     return before, after

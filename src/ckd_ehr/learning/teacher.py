@@ -153,7 +153,8 @@ def _fit_domain(
     context, pairs = training.context, training.pairs
     settings = context.config.teacher
     rows = _rows_of_others(pairs, fold)
-    texts = training.reader.examples(pairs, training.narratives, rows)
+    reader = TextReader(settings.model, "last")  # the records alone, whatever the recipe
+    texts = reader.examples(pairs, training.narratives, rows)
     tokens = [example.encoded.input_ids for example in texts]
     fit_answers(
         AnswerModel(model.backbone, vocabulary),

@@ -47,6 +47,7 @@ def test_the_demo_learns_what_carrying_forward_cannot(demo: Path) -> None:
         "student_hard",
         "student_distilled",
         "teacher",
+        "committee",
     }
     assert auroc["student_distilled"] > 0.55
     assert auroc["teacher"] > 0.52
@@ -79,7 +80,7 @@ def test_mimic3_records_end_in_a_report(real_data: Path, tmp_path: Path) -> None
     short = ["knowledge.teacher.max_tokens=256", "knowledge.student.max_tokens=256"]
     ckd_ehr("run", "configs/mimic3.yaml", root, *short, "teacher.epochs=1", "--out", str(out))
     metrics = json.loads((out / "07_evaluation" / "metrics.json").read_text())
-    assert len(metrics["models"]) == 5
+    assert len(metrics["models"]) == 6
     report = (out / "07_evaluation" / "report.html").read_text()
     assert "10006" not in report  # a subject of the demo
 

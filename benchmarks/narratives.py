@@ -25,7 +25,7 @@ from ckd_ehr.knowledge.facts import EFFICACY_FILE, GUIDELINES_FILE, KnowledgeBas
 from ckd_ehr.knowledge.ontology import words_of
 from ckd_ehr.knowledge.pieces import CountTokens
 from ckd_ehr.knowledge.stage import TITLES_FILE, read_digests, titles_of
-from ckd_ehr.knowledge.telling import histories_of, tell_all
+from ckd_ehr.knowledge.telling import tell_all
 from ckd_ehr.learning.weights import token_counter
 
 PATIENTS = 58_000
@@ -80,10 +80,9 @@ def measure(folder: Path, config: RunConfig) -> dict[str, float]:
         phenotypes=config.labels.selected,
         settings=config.knowledge,
     )
-    histories = histories_of(visits, pairs)
-    titles = titles_of(told.history for told in histories.values())
+    titles = titles_of(visits, pairs)
     write_table(titles, out / TITLES_FILE, TITLES)
-    told = tell_all(histories, base, counts)
+    told = tell_all(visits, pairs, base, counts)
     for reader, (table, _) in told.items():
         write_table(table, out / f"{reader}.parquet", NARRATIVES)
     written = perf_counter()

@@ -26,6 +26,9 @@ from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.cohort import write_cohort
 from ckd_ehr.data.events import write_events
 from ckd_ehr.data.histories import index_histories, visit_phenotypes
+from ckd_ehr.knowledge import telling
+from ckd_ehr.knowledge.facts import KnowledgeBase
+from ckd_ehr.knowledge.pieces import CountTokens
 from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.knowledge.stage import guidelines_digests, read_digests, write_knowledge
 from site_guidelines import DIGEST, STATEMENT, write_site
@@ -180,6 +183,33 @@ def test_every_piece_of_knowledge_has_its_source(hospital: Hospital, known: Path
             if span.kind == "efficacy":
                 assert "odds ratio" in sources[concept_id]
     assert seen == {"category", "efficacy", "guideline"}
+
+
+def thirds(text: str) -> int:
+    return -(-len(text) // 3)  # of which pieces do not add up
+
+
+@pytest.mark.parametrize("count_tokens", [words, thirds])
+def test_several_processes_tell_the_same_texts(
+    hospital: Hospital, known: Path, count_tokens: CountTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "BATCH", 64)
+    settings = hospital.config.knowledge
+    base = KnowledgeBase.load(known, phenotypes=hospital.config.labels.selected, settings=settings)
+    one, three = (
+        telling.tell_all(
+            hospital.visits,
+            hospital.pairs,
+            base,
+            dict.fromkeys(READERS, count_tokens),
+            processes=processes,
+        )
+        for processes in (1, 3)
+    )
+    for reader in READERS:
+        assert three[reader][0].equals(one[reader][0])
+        assert three[reader][1] == one[reader][1]
+        assert one[reader][1]["narratives"] == hospital.pairs.num_rows > 3 * 64
 
 
 def test_an_unknown_pair_is_refused(hospital: Hospital, known: Path) -> None:

@@ -6,7 +6,7 @@ what any of it says. A history is told what was counted without its own fold's p
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,6 @@ from ckd_ehr.contracts.records import (
     VISITS,
     Code,
     Reader,
-    Visit,
 )
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.contracts.wheels import parse_wheel_path, unpack
@@ -40,7 +39,7 @@ from ckd_ehr.knowledge.facts import (
 from ckd_ehr.knowledge.guidelines import Digests, folder_digest, read_pack, read_site_folder
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
 from ckd_ehr.knowledge.pieces import CountTokens
-from ckd_ehr.knowledge.telling import ToTell, histories_of, tell_all
+from ckd_ehr.knowledge.telling import Figures, tell_all
 
 TITLES_FILE = "titles.parquet"
 SAID_FILES = 3
@@ -105,8 +104,7 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
     base = KnowledgeBase(
         efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
     )
-    histories = histories_of(visits, pairs)
-    titles = titles_of(told.history for told in histories.values())
+    titles = titles_of(visits, pairs)
     write_table(titles, context.folder / TITLES_FILE, TITLES)
     summary = {
         "titles_by_origin": _by_origin(titles),
@@ -117,27 +115,12 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
             "left_out": list(digests.left_out),
         },
     }
-    _tell_readers(context, base, histories, count_tokens, summary)
-    write_json(context.folder / "summary.json", summary)
-    _audit(context)
-
-
-def _tell_readers(
-    context: StageContext,
-    base: KnowledgeBase,
-    histories: Mapping[str, ToTell],
-    count_tokens: Mapping[Reader, CountTokens],
-    summary: dict[str, object],
-) -> None:
-    """Write each reader's table; its figures go into the summary."""
-    for reader, (table, facts) in tell_all(histories, base, count_tokens).items():
+    for reader, (table, facts) in tell_all(visits, pairs, base, count_tokens).items():
         write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
         summary[reader] = facts
-        context.say(
-            f"{reader}: {facts['narratives']:,} narratives, {facts['mean_tokens']} tokens on "
-            f"average; {facts['narratives_cut']:,} histories cut to {facts['max_tokens_allowed']}; "
-            f"{facts['knowledge']:,} facts told, {facts['knowledge_cut']:,} cut"
-        )
+        context.say(_said_of_reader(reader, facts))
+    write_json(context.folder / "summary.json", summary)
+    _audit(context)
 
 
 def _audit(context: StageContext) -> None:
@@ -151,17 +134,24 @@ def _audit(context: StageContext) -> None:
     refuse(findings, "knowledge")
 
 
-def titles_of(histories: Iterable[Sequence[Visit]]) -> pa.Table:
+def titles_of(visits: pa.Table, pairs: pa.Table) -> pa.Table:
     """The `titles` table: every distinct code of the histories, with where its words are from."""
-    visits = {visit.visit_id: visit for history in histories for visit in history}
+    told = pc.is_in(visits["visit_id"], pc.unique(pc.list_flatten(pairs["history"])))
+    of_histories = visits.filter(told)
+    fields = ("system", "code", "title")
     codes = {
-        code
-        for visit in visits.values()
-        for code in (*visit.diagnoses, *visit.medications, *visit.procedures)
+        Code(**code)
+        for kind in ("diagnoses", "medications", "procedures")
+        for code in _distinct(pc.list_flatten(of_histories[kind]), fields).to_pylist()
     }
     rows = [_title_row(code) for code in codes]
     rows.sort(key=lambda row: (row["system"], row["code"], row["title"]))
     return pa.Table.from_pylist(rows, schema=TITLES)
+
+
+def _distinct(structs: pa.ChunkedArray, fields: Sequence[str]) -> pa.Table:
+    columns = {name: pc.struct_field(structs, name) for name in fields}
+    return pa.table(columns).group_by(list(fields)).aggregate([])
 
 
 def _title_row(code: Code) -> dict[str, object]:
@@ -200,6 +190,14 @@ def _said_of_efficacy(table: pa.Table) -> str:
     return (
         f"efficacy: {facts['compared']:,} combinations of disease and treatment compared, "
         f"{facts['helpful']:,} go with resolution"
+    )
+
+
+def _said_of_reader(reader: Reader, facts: Figures) -> str:
+    return (
+        f"{reader}: {facts['narratives']:,} narratives, {facts['mean_tokens']} tokens on average; "
+        f"{facts['narratives_cut']:,} histories cut to {facts['max_tokens_allowed']}; "
+        f"{facts['knowledge']:,} facts told, {facts['knowledge_cut']:,} cut"
     )
 
 

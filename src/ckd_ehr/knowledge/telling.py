@@ -2,25 +2,30 @@
 
 In: visits and pairs, what is known, each reader's token counter. Out: a table a reader, and figures
 about it. Ignores: how one history is told. Tokens are counted by pieces, and now and then a text is
-counted as a whole; if that disagrees, all texts of that reader are counted as wholes.
+counted as a whole; if that disagrees, all texts of that reader are counted as wholes. Several
+processes tell many pairs, and the texts are the same.
 """
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, islice
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ckd_ehr.contracts.records import NARRATIVES, SPAN, Narrative, Reader, Visit, visits_from_table
+from ckd_ehr.contracts.workers import available_cores, in_processes
 from ckd_ehr.knowledge.facts import KnowledgeBase
 from ckd_ehr.knowledge.narrative import Teller, Told
 from ckd_ehr.knowledge.pieces import CountTokens
 from ckd_ehr.knowledge.story import RECENT_VISITS, RecentSentences
 
 BATCH = RECENT_VISITS // 2  # narratives held as Python objects at a time
+BATCHES_A_PROCESS = 8  # fewer are told sooner than another process has started
+MOST_PROCESSES = 8
 CHECKED = 500  # of so many texts one is counted as a whole
 Figures = dict[str, int | float]
 
@@ -32,12 +37,24 @@ class ToTell(NamedTuple):
     fold: int
 
 
-class _PiecesDisagreeError(Exception):
-    """Of a reader's text the tokens of the pieces are not the tokens of the whole."""
+@dataclass(frozen=True)
+class _Share:
+    """Pairs that one process tells, with their visits."""
 
-    def __init__(self, reader: Reader) -> None:
-        super().__init__(reader)
-        self.reader: Reader = reader
+    visits: pa.Table
+    pairs: pa.Table
+    base: KnowledgeBase
+    count_tokens: Mapping[Reader, CountTokens]
+    exactly: frozenset[Reader]
+
+
+@dataclass
+class _ToldShare:
+    """Each reader's tables and tokens, or the readers whose pieces do not add up."""
+
+    tables: dict[Reader, list[pa.Table]]
+    tokens: dict[Reader, list[int]]
+    disagreeing: frozenset[Reader] = frozenset()
 
 
 def histories_of(visits: pa.Table, pairs: pa.Table) -> dict[str, ToTell]:
@@ -51,50 +68,86 @@ def histories_of(visits: pa.Table, pairs: pa.Table) -> dict[str, ToTell]:
 
 
 def tell_all(
-    histories: Mapping[str, ToTell],
+    visits: pa.Table,
+    pairs: pa.Table,
     base: KnowledgeBase,
     count_tokens: Mapping[Reader, CountTokens],
+    *,
+    processes: int | None = None,
 ) -> dict[Reader, tuple[pa.Table, Figures]]:
     """Each reader's `narratives` table, and figures about it.
 
     Args:
-        histories: by pair_id; those of a patient one after the other are told fastest.
+        visits: all that the pairs' histories have.
+        pairs: those of a patient one after the other are told fastest.
         base: what is known, and what each reader is told of it.
-        count_tokens: the tokens of a text, for each reader.
+        count_tokens: the tokens of a text, for each reader; with several processes, picklable.
+        processes: as many as there are cores, if the pairs are worth it.
     """
-    exactly: set[Reader] = set()
-    with _without_collector():
-        while True:
-            try:
-                return _tell_all(histories, base, count_tokens, exactly)
-            except _PiecesDisagreeError as error:
-                exactly.add(error.reader)
+    shares = _shared(visits, pairs, processes or _worthwhile_processes(pairs.num_rows))
+    exactly: frozenset[Reader] = frozenset()
+    while True:
+        told = in_processes(
+            _tell_share, [_Share(*share, base, count_tokens, exactly) for share in shares]
+        )
+        if not (disagreeing := frozenset[Reader]().union(*(one.disagreeing for one in told))):
+            return {
+                reader: _whole(reader, told, allowed=base.settings.readers[reader].max_tokens)
+                for reader in count_tokens
+            }
+        exactly |= disagreeing
 
 
-def _tell_all(
-    histories: Mapping[str, ToTell],
-    base: KnowledgeBase,
-    count_tokens: Mapping[Reader, CountTokens],
-    exactly: set[Reader],
-) -> dict[Reader, tuple[pa.Table, Figures]]:
-    settings, sentences = base.settings.readers, RecentSentences()
+def _worthwhile_processes(pairs: int) -> int:
+    return max(1, min(available_cores(), MOST_PROCESSES, pairs // (BATCH * BATCHES_A_PROCESS)))
+
+
+def _shared(visits: pa.Table, pairs: pa.Table, parts: int) -> list[tuple[pa.Table, pa.Table]]:
+    """Whole batches for each process, so that their number does not change which texts are checked.
+
+    Each with the visits of its histories.
+    """
+    if parts == 1:
+        return [(visits, pairs)]
+    batches = -(-pairs.num_rows // BATCH)
+    ends = [batches * part // parts * BATCH for part in range(parts + 1)]
+    shares = []
+    for start, end in pairwise(ends):
+        some = pairs.slice(start, end - start)
+        told = pc.is_in(visits["visit_id"], pc.unique(pc.list_flatten(some["history"])))
+        shares.append((visits.filter(told), some))
+    return shares
+
+
+def _whole(reader: Reader, told: Sequence[_ToldShare], *, allowed: int) -> tuple[pa.Table, Figures]:
+    table = pa.concat_tables(part for share in told for part in share.tables[reader])
+    tokens = [number for share in told for number in share.tokens[reader]]
+    return table, _figures(table, tokens, allowed=allowed)
+
+
+def _tell_share(share: _Share) -> _ToldShare:
+    settings, sentences = share.base.settings.readers, RecentSentences()
     tellers = {
         reader: Teller(count, max_tokens=settings[reader].max_tokens, sentences=sentences)
-        for reader, count in count_tokens.items()
+        for reader, count in share.count_tokens.items()
     }
-    tables = {reader: [NARRATIVES.empty_table()] for reader in tellers}
-    tokens: dict[Reader, list[int]] = {reader: [] for reader in tellers}
-    waiting = iter(histories.items())
-    while batch := dict(islice(waiting, BATCH)):
-        for reader, teller in tellers.items():
-            told = _tell_batch(batch, base, teller, reader=reader, exactly=reader in exactly)
-            tokens[reader] += [one.tokens for one in told]
-            tables[reader].append(_table(list(batch), reader, [one.narrative for one in told]))
-    whole = {reader: pa.concat_tables(parts) for reader, parts in tables.items()}
-    return {
-        reader: (table, _figures(table, tokens[reader], allowed=settings[reader].max_tokens))
-        for reader, table in whole.items()
-    }
+    done = _ToldShare(
+        {reader: [NARRATIVES.empty_table()] for reader in tellers},
+        {reader: [] for reader in tellers},
+    )
+    with _without_collector():
+        histories = list(histories_of(share.visits, share.pairs).items())
+        for start in range(0, len(histories), BATCH):
+            batch = dict(histories[start : start + BATCH])
+            for reader, teller in tellers.items():
+                exactly = reader in share.exactly
+                told = _tell_batch(batch, share.base, teller, reader=reader, exactly=exactly)
+                if not all(map(teller.is_exact, told[::CHECKED])):
+                    return _ToldShare({}, {}, frozenset([reader]))
+                done.tokens[reader] += [one.tokens for one in told]
+                narratives = [one.narrative for one in told]
+                done.tables[reader].append(_table(list(batch), reader, narratives))
+    return done
 
 
 def _tell_batch(
@@ -111,8 +164,6 @@ def _tell_batch(
     for history, fold in batch.values():
         facts = base.facts(history, fold=fold, reader=settings, counter=teller.counter)
         told.append(tell(history, facts))
-    if not all(map(teller.is_exact, told[::CHECKED])):
-        raise _PiecesDisagreeError(reader)
     return told
 
 

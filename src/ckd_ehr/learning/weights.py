@@ -8,7 +8,7 @@ packed weights are far slower to run. Ignores: what the models are used for.
 import hashlib
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,12 +95,11 @@ def load_tokenizer(name: str) -> "Tokenizer":
 
 def token_counter(name: str) -> Callable[[str], int]:
     """A function from text to its number of tokens, reading position included."""
-    tokenizer = load_tokenizer(name)
+    return partial(_count_tokens, load_tokenizer(name))
 
-    def count_tokens(text: str) -> int:
-        return len(tokenizer.encode(text)) + 1
 
-    return count_tokens
+def _count_tokens(tokenizer: "Tokenizer", text: str) -> int:
+    return len(tokenizer.encode(text)) + 1
 
 
 def _check_folder(folder: Path) -> None:

@@ -101,7 +101,7 @@ def write_run(
             pairs.append(_pair(subject, 1, split, None))
     labels = np.array([pair["labels"] for pair in pairs if pair["split"] != "train"])
     folders = {name: root / name for name in ("events", "cohort", "knowledge")}
-    folders |= {name: root / name for name in ("teacher", "signals")}
+    folders |= {name: root / name for name in ("teacher", "committee")}
     folders["student"] = root / "student"
     write_table(
         pa.Table.from_pylist(visits, VISITS),
@@ -126,7 +126,7 @@ def write_run(
     scored = [pair for pair in pairs if pair["split"] != "train"]
     _write_models(folders, scored, labels, rng)
     _write_fitted(folders, pairs)
-    folder = root / "07_evaluation.partial"
+    folder = root / "08_evaluation.partial"
     folder.mkdir(parents=True)
     return StageContext(config=config, folder=folder, inputs=folders, say=lambda _: None)
 
@@ -170,9 +170,9 @@ def _describe(cohort: Path, visits: list[dict[str, Any]], config: RunConfig) -> 
 
 def _write_fitted(folders: dict[str, Path], pairs: list[dict[str, Any]]) -> None:
     """Say of each model that it was fitted on the pairs it may be fitted on."""
-    for stage in ("teacher", "signals", "student"):
+    for stage in ("teacher", "committee", "student"):
         records = []
-        for name, allowed in allowed_pairs(stage, [0, 1]).items():
+        for name, allowed in allowed_pairs(stage, [0, 1], WEIGHTS).items():
             ids = [
                 pair["pair_id"]
                 for pair in pairs
@@ -259,7 +259,7 @@ def _write_models(
     )
     weights = dict.fromkeys(LABELS, WEIGHTS)
     facts = {"members": list(WEIGHTS), "mean_weights": WEIGHTS, "weights": weights}
-    write_json(folders["signals"] / "committee.json", {"committee": facts})
+    write_json(folders["committee"] / "committee.json", {"committee": facts})
     for variant in ("hard", "distilled"):
         write_json(folders["student"] / variant / "training.json", {"pairs": 40, "steps": 9})
     soft = [
@@ -275,7 +275,7 @@ def _write_models(
     ]
     write_table(
         pa.Table.from_pylist(soft[::-1], SOFT_LABELS),
-        folders["signals"] / "soft_labels.parquet",
+        folders["committee"] / "soft_labels.parquet",
         with_label_names(SOFT_LABELS, LABELS),
     )
 

@@ -152,7 +152,7 @@ def test_a_new_training_seed_keeps_data_and_narratives() -> None:
         for stage in STAGES
         if fingerprint_of(stage, config, {}) != fingerprint_of(stage, other, {})
     ]
-    assert changed == ["teacher", "signals", "student", "evaluation"]
+    assert changed == ["teacher", "signals", "committee", "student", "evaluation"]
 
 
 def test_a_damaged_output_is_made_again(runner: Runner) -> None:
@@ -255,7 +255,7 @@ def test_two_processes_say_what_one_says(runner: Runner, tmp_path: Path) -> None
     command = [*launcher, "-m", "ckd_ehr.cli", "run", str(config_file), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    for path in ("05_signals/soft_labels.parquet", "06_student/predictions.parquet"):
+    for path in ("06_committee/soft_labels.parquet", "07_student/predictions.parquet"):
         alone, together = (pq.read_table(root / path) for root in (runner.out, out))
         column = "logits" if "soft" in path else "probabilities"
         keys = ["pair_id", "source" if "soft" in path else "model"]
@@ -264,7 +264,7 @@ def test_two_processes_say_what_one_says(runner: Runner, tmp_path: Path) -> None
         ]
         values = [np.array(table[column].to_pylist()) for table in ordered]
         np.testing.assert_allclose(*values, atol=0.02)
-    assert done.stdout.count("[4/7] teacher: done") == 1
+    assert done.stdout.count("[4/8] teacher: done") == 1
 
 
 def test_the_shipped_configs_are_valid() -> None:

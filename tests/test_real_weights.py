@@ -37,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demo_learns_what_carrying_forward_cannot(demo: Path) -> None:
-    metrics = json.loads((demo / "07_evaluation" / "metrics.json").read_text())
+    metrics = json.loads((demo / "08_evaluation" / "metrics.json").read_text())
     auroc = {
         name: model["overall"]["macro_auroc"]["value"] for name, model in metrics["models"].items()
     }
@@ -63,7 +63,7 @@ def test_the_demo_again_skips_every_stage_quickly(demo: Path) -> None:
 
 
 def test_report_explain_and_predict_work_on_the_demo(demo: Path) -> None:
-    metrics = json.loads((demo / "07_evaluation" / "metrics.json").read_text())
+    metrics = json.loads((demo / "08_evaluation" / "metrics.json").read_text())
     assert format_table(metrics).splitlines()[0] in ckd_ehr("report", str(demo))
     lines = ckd_ehr("predict", str(demo), "--visits", "docs/examples/visits.jsonl").splitlines()
     patients = (ROOT / "docs" / "examples" / "visits.jsonl").read_text().splitlines()
@@ -79,9 +79,9 @@ def test_mimic3_records_end_in_a_report(real_data: Path, tmp_path: Path) -> None
     root = f"data.root={real_data / 'mimic3-demo-1.4'}"
     short = ["knowledge.teacher.max_tokens=256", "knowledge.student.max_tokens=256"]
     ckd_ehr("run", "configs/mimic3.yaml", root, *short, "teacher.epochs=1", "--out", str(out))
-    metrics = json.loads((out / "07_evaluation" / "metrics.json").read_text())
+    metrics = json.loads((out / "08_evaluation" / "metrics.json").read_text())
     assert len(metrics["models"]) == 6
-    report = (out / "07_evaluation" / "report.html").read_text()
+    report = (out / "08_evaluation" / "report.html").read_text()
     assert "10006" not in report  # a subject of the demo
 
 
@@ -95,7 +95,7 @@ def test_uci_records_end_in_a_report_that_beats_carry_forward(
         for name, pairs in {"train": 400, "unlabelled": 50, "tuning": 150, "held_out": 300}.items()
     ]
     ckd_ehr("run", "configs/uci-diabetes.yaml", root, *sample, "--out", str(out))
-    metrics = json.loads((out / "07_evaluation" / "metrics.json").read_text())
+    metrics = json.loads((out / "08_evaluation" / "metrics.json").read_text())
     auprc = {
         name: model["overall"]["macro_auprc"]["value"] for name, model in metrics["models"].items()
     }

@@ -23,7 +23,7 @@ from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.files import read_json
 from ckd_ehr.contracts.processes import Gang, is_leader, world_size
 from ckd_ehr.contracts.runs import RunDirectory
-from ckd_ehr.pipeline import STAGES, finished_run, run_directory
+from ckd_ehr.pipeline import STAGES, example_pair, finished_run, run_directory
 from ckd_ehr.trouble import exit_status_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def demo(overrides: tuple[str, ...], out: Path) -> None:
     _show_report(directory)
     if config.data.source == "simulated":
         click.echo("\nOne held-out patient, explained:\n")
-        print_explanation(directory, _first_held_out_pair(directory), label=None, risks=1, top=5)
+        print_explanation(directory, example_pair(directory), label=None, risks=1, top=5)
     click.echo(f"\nReport: {_report_file(directory)}")
 
 
@@ -363,17 +363,6 @@ def _show_report(directory: RunDirectory) -> None:
 
     metrics = read_json(directory.require("evaluation") / "metrics.json")
     click.echo("\n" + format_table(metrics))
-
-
-def _first_held_out_pair(directory: RunDirectory) -> str:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(
-        directory.require("evaluation") / "predictions.parquet", columns=["pair_id", "split"]
-    )
-    ids = table.filter(pc.equal(table["split"], "held_out"))["pair_id"]
-    return str(min(ids.to_pylist()))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,27 @@ import click
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import EFFICACY, GUIDELINES, Reader
-from ckd_ehr.pipeline import finished_run
+from ckd_ehr.pipeline import example_pair, finished_run
 
 RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
 DISEASE = click.option(
-    "--disease", required=True, metavar="NAME", help="A disease of the run; a part of its name."
+    "--disease",
+    required=True,
+    metavar="NAME",
+    help="A disease of the run: its name, a part of it, or its CCS category.",
 )
-TOP = click.option("--top", type=click.IntRange(1), default=15, show_default=True, metavar="N")
+TOP = click.option("--top", type=click.IntRange(1), default=15, show_default=True, metavar="N",
+                   help="So many, at most.")  # fmt: skip
 
 
 @click.group(short_help="Show what a run knows of treatments and guidelines.")
 def knowledge() -> None:
     """What a run knows of medicine besides its records, and where each piece is from.
 
-    A narrative can be told three things: the categories of the last diagnoses, treatments that go
-    with the resolution of the diseases, and statements of guideline digests. Which reader is told
-    which is set by knowledge.teacher and knowledge.student; docs/knowledge.md says how they come
-    about.
+    A narrative can be told three things: the categories of the last diagnoses, treatments after
+    which the diseases are coded less often, and statements of guideline digests. Which reader is
+    told which is set by knowledge.teacher and knowledge.student; docs/knowledge.md says how they
+    come about.
 
     \b
     Example:
@@ -36,14 +40,16 @@ def knowledge() -> None:
     """
 
 
-@knowledge.command(short_help="Which treatments go with a disease's resolution.")
+@knowledge.command(short_help="After which treatments a disease is coded less often.")
 @RUN
 @DISEASE
 @TOP
 @click.option("--fold", type=click.IntRange(0), metavar="N",
               help="As train pairs of this fold are told.  [default: as new patients]")  # fmt: skip
 def efficacy(run: Path, disease: str, top: int, fold: int | None) -> None:
-    """Which treatments go with a disease's resolution in the train patients of a run.
+    """After which treatments a disease is coded less often, in the train patients of a run.
+
+    An association in past records, not an effect.
 
     \b
     Example:
@@ -56,16 +62,19 @@ def efficacy(run: Path, disease: str, top: int, fold: int | None) -> None:
 
     directory = finished_run(run, "knowledge")
     label = _label(directory.config().labels.selected, disease)
+    folds = directory.config().splits.folds
+    if fold is not None and fold >= folds:
+        raise CkdEhrError(f"--fold {fold}: this run has folds 0 to {folds - 1}")
     table = read_table(directory.require_intact("knowledge") / EFFICACY_FILE, EFFICACY)
     wanted = ALL_TRAIN if fold is None else fold
     rows = [row for row in table.to_pylist() if (row["label"], row["fold"]) == (label, wanted)]
     if not rows:
         least = directory.config().knowledge.efficacy.min_support
         raise CkdEhrError(
-            f"{run}: no treatment of '{label}' could be compared: of the train pairs with the "
+            f"{run}: no treatment of '{label}' could be compared: of the train patients with the "
             f"disease at least {least} must have had it and {least} not, and {least} must be rid "
-            f"of the disease and {least} not; take more patients, or lower "
-            f"knowledge.efficacy.min_support"
+            f"of the disease at the next visit and {least} not "
+            f"(knowledge.efficacy.min_support={least}); it takes more patients"
         )
     show(show_efficacy(rows, label, top=top))
 
@@ -75,7 +84,7 @@ def efficacy(run: Path, disease: str, top: int, fold: int | None) -> None:
 @DISEASE
 @TOP
 def guidelines(run: Path, disease: str, top: int) -> None:
-    """What guideline digests say for a disease, in the order in which narratives are told.
+    """What guideline digests say for a disease, in the order for a patient who has it alone.
 
     \b
     Example:
@@ -96,6 +105,11 @@ def guidelines(run: Path, disease: str, top: int) -> None:
         },
         at_stake={ccs for phenotype in phenotypes for ccs in phenotype.ccs},
     )
+    if not directory.config().knowledge.uses_guidelines:
+        raise CkdEhrError(
+            f"{run}: no reader of this run is told of guidelines; run it again with "
+            "knowledge.teacher.guidelines=true"
+        )
     if not chosen:
         raise CkdEhrError(f"{run}: no guideline digest of this run is for '{label}'")
     for snippet in chosen[:top]:
@@ -105,10 +119,10 @@ def guidelines(run: Path, disease: str, top: int) -> None:
 
 @knowledge.command(short_help="One pair's narrative, each piece of knowledge with its source.")
 @RUN
-@click.option("--pair", required=True, metavar="ID", help="A pair_id of the run.")
+@click.option("--pair", metavar="ID", help="A pair_id of the run.  [default: its first held_out]")
 @click.option("--reader", type=click.Choice(get_args(Reader)), default="teacher",
               show_default=True, help="Whose narrative.")  # fmt: skip
-def narrative(run: Path, pair: str, reader: Reader) -> None:
+def narrative(run: Path, pair: str | None, reader: Reader) -> None:
     """What a reader is told of one pair, and the source of every piece of knowledge in it.
 
     Prints this patient's history. Pair ids are in RUN/02_cohort/pairs.parquet.
@@ -127,10 +141,12 @@ def narrative(run: Path, pair: str, reader: Reader) -> None:
             f"cited wrongly; finish it with: ckd-ehr run CONFIG --out {run}"
         )
     folders = {name: directory.require_intact(name) for name in ("cohort", "knowledge")}
-    show(show_sources(*cite_narrative(folders, directory.config(), pair_id=pair, reader=reader)))
+    pair_id, config = pair.strip() if pair else example_pair(directory), directory.config()
+    show(show_sources(*cite_narrative(folders, config, pair_id=pair_id, reader=reader)))
 
 
 def _label(phenotypes: Sequence[Phenotype], wanted: str) -> str:
     from ckd_ehr.display import find_label
 
-    return find_label(wanted, [phenotype.name for phenotype in phenotypes])
+    by_category = {str(p.ccs[0]): p.name for p in phenotypes if len(p.ccs) == 1}
+    return by_category.get(wanted.strip()) or find_label(wanted, [p.name for p in phenotypes])

@@ -65,13 +65,13 @@ def committee(run: Path) -> None:
     """
     from ckd_ehr.display import show, show_committee
 
-    directory = finished_run(run, "signals")
-    path = directory.require("signals") / "committee.json"
+    directory = finished_run(run, "committee")
+    path = directory.require("committee") / "committee.json"
     facts = read_json(path)
     try:
         show(show_committee(facts))
     except (KeyError, TypeError, AttributeError):
-        raise CkdEhrError(f"{path}: damaged; rerun stage signals") from None
+        raise CkdEhrError(f"{path}: damaged; rerun stage committee") from None
 
 
 @signals.command(short_help="Score teacher, members and committee on held-out patients.")
@@ -94,8 +94,8 @@ def score(run: Path, draws: int, out: Path | None) -> None:
     from ckd_ehr.display import show, show_sources_scored
     from ckd_ehr.metrics.sources import score_sources
 
-    directory = finished_run(run, "signals")
-    inputs = {name: directory.require(name) for name in ("cohort", "teacher", "signals")}
+    directory = finished_run(run, "committee", refuse_stale=True)
+    inputs = {name: directory.require(name) for name in ("cohort", "teacher", "committee")}
     scores = score_sources(inputs, directory.config(), draws=draws)
     if out is not None:
         write_json(out, json.loads(scores.model_dump_json()))

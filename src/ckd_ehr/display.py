@@ -28,6 +28,7 @@ CAVEAT = (
     "They are associations found in past records, not causes. "
     "They support a clinician's judgement and do not replace it."
 )
+TOLD = " •"  # marks a treatment that stands out
 EFFICACY_CAVEAT = (
     "Counted on train patients with the disease at one visit who came back: is it no longer coded? "
     "Adjusted for age, sex, numbers of diagnoses, earlier visits and other drugs, the stay, an old "
@@ -75,6 +76,7 @@ def find_label(wanted: str, known: Sequence[str]) -> str:
     >>> find_label("shock", ["Shock", "Pneumonia"])
     'Shock'
     """
+    wanted = wanted.strip().strip("\"'")
     folded = {name.casefold(): name for name in known}
     if wanted.casefold() in folded:
         return folded[wanted.casefold()]
@@ -83,9 +85,9 @@ def find_label(wanted: str, known: Sequence[str]) -> str:
         return parts[0]
     if len(parts) > 1:
         raise CkdEhrError(f"label '{wanted}' is part of several: {'; '.join(parts)}")
-    near = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.0)
-    suggestion = folded[near[0]] if near else "none"
-    raise CkdEhrError(f"no label '{wanted}' in this run; did you mean '{suggestion}'?")
+    near = difflib.get_close_matches(wanted.casefold(), folded, n=1)
+    remedy = f"did you mean '{folded[near[0]]}'?" if near else f"it has: {'; '.join(known)}"
+    raise CkdEhrError(f"no label '{wanted}' in this run; {remedy}")
 
 
 def _headline(explanation: Explanation, facts: Mapping[str, object]) -> Text:
@@ -185,23 +187,24 @@ def show_forecast(forecast: Forecast, speed: Speed) -> RenderableType:
 
 def show_efficacy(rows: Sequence[Mapping[str, Any]], label: str, *, top: int) -> RenderableType:
     """The treatments of one disease, the best first; rows of the efficacy table."""
-    table = Table(box=None, padding=(0, 2), title=Text(label, "bold"), title_justify="left")
-    for heading in ("treatment", "gone with", "gone without"):
-        table.add_column(heading, justify="left" if heading == "treatment" else "right")
-    table.add_column("odds ratio, adjusted and shrunk", justify="right")
-    table.add_column("q-value", justify="right")
+    table = Table(box=None, padding=(0, 1), title=Text(label, "bold"), title_justify="left")
+    table.add_column("treatment", overflow="fold", min_width=18)
+    for heading in ("gone with", "gone without", "odds ratio*", "q"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows[:top]:
         ratio, low, high = (math.exp(row[key]) for key in ("shrunk_log_odds", "low", "high"))
         table.add_row(
-            Text(row["treatment"], "bold" if row["low"] > 0 else ""),
+            Text(f"{row['treatment']}{TOLD if row['low'] > 0 else ''}"),
             _share(row["treated_resolved"], row["treated"]),
             _share(row["untreated_resolved"], row["untreated"]),
             f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
-            "all or none" if row["separated"] else _q_value(row["q_value"]),
+            "all/none" if row["separated"] else _q_value(row["q_value"]),
         )
     hidden = f"{len(rows) - top} more treatments are not shown. " if len(rows) > top else ""
-    none = "" if any(row["low"] > 0 for row in rows) else "None of them stands out. "
-    return Group(table, Text(f"\n{hidden}{none}{EFFICACY_CAVEAT}", style="dim"))
+    stand_out = any(row["low"] > 0 for row in rows)
+    none = f"{TOLD.strip()} stands out, and may be told. " if stand_out else "None stands out. "
+    scale = "* adjusted and shrunk, 95 % interval. "
+    return Group(table, Text(f"\n{scale}{none}{hidden}{EFFICACY_CAVEAT}", style="dim"))
 
 
 def _q_value(value: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import Reader
 from ckd_ehr.contracts.runs import RunDirectory, Stage, StageContext
 
@@ -62,6 +63,12 @@ def _signals(context: StageContext) -> None:
     write_signals(context)
 
 
+def _committee(context: StageContext) -> None:
+    from ckd_ehr.learning.committee_stage import write_committee
+
+    write_committee(context)
+
+
 def _student(context: StageContext) -> None:
     from ckd_ehr.learning.student import write_students
 
@@ -105,11 +112,11 @@ def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
     return {"teacher_model": model_digest(config.teacher.model)}
 
 
-def _signals_digests(config: RunConfig) -> Mapping[str, str]:
-    """The teacher's weights, and the files of members from outside."""
+def _external_digests(config: RunConfig) -> Mapping[str, str]:
+    """The files of the committee's members from outside; where they are decides nothing."""
     from ckd_ehr.learning.committee import external_digests
 
-    return {**_teacher_digest(config), **external_digests(config.signals.committee.external)}
+    return external_digests(config.committee.external)
 
 
 def _student_digest(config: RunConfig) -> Mapping[str, str]:
@@ -162,7 +169,7 @@ STAGES: tuple[Stage, ...] = (
             "fitted.json",
         ),
         externals=_knowledge_digests,
-        version=2,
+        version=3,
     ),
     Stage(
         name="teacher",
@@ -177,26 +184,38 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="signals",
-        summary="calibrated soft labels of teacher and committee, and what they rest on",
+        summary="what each fold's teacher says of the patients it has not seen",
         function=_signals,
         together=True,
-        sections=("signals", "teacher", "splits.folds", "seed", "device"),
+        sections=("signals.orders", "teacher", "splits.folds", "seed", "device"),
+        reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
+        writes=("index.parquet", "signals-*.safetensors", "opinions-*.safetensors"),
+        externals=_teacher_digest,
+        version=5,
+    ),
+    Stage(
+        name="committee",
+        summary="calibrated soft labels of teacher, code models and committee",
+        function=_committee,
+        sections=(
+            "committee.members",
+            "committee.penalty",
+            "committee.trees",
+            "committee.ridge",
+            "committee.calibration",
+            "committee.calibration_ridge",
+            "splits.folds",
+            "seed",
+        ),
         reads=(
             "cohort/pairs.parquet",
             "cohort/visits.parquet",
             "knowledge/teacher.parquet",
-            "teacher",
+            "signals",
         ),
-        writes=(
-            "soft_labels.parquet",
-            "evidence.parquet",
-            "committee.json",
-            "index.parquet",
-            "signals-*.safetensors",
-            "fitted.json",
-        ),
-        externals=_signals_digests,
-        version=4,
+        writes=("soft_labels.parquet", "evidence.parquet", "committee.json", "fitted.json"),
+        externals=_external_digests,
+        version=1,
     ),
     Stage(
         name="student",
@@ -216,10 +235,10 @@ STAGES: tuple[Stage, ...] = (
             "seed",
             "device",
         ),
-        reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals"),
+        reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals", "committee"),
         writes=("hard/", "distilled/", "predictions.parquet", "fitted.json"),
         externals=_student_digest,
-        version=3,
+        version=4,
     ),
     Stage(
         name="evaluation",
@@ -227,7 +246,7 @@ STAGES: tuple[Stage, ...] = (
         function=_evaluation,
         # metrics.json holds the whole config; what computes the cohort changes nothing in it.
         sections=tuple(name for name in RunConfig.model_fields if name != "engine"),
-        reads=("events", "cohort", "knowledge", "teacher", "signals", "student"),
+        reads=("events", "cohort", "knowledge", "teacher", "committee", "student"),
         writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
         version=3,
     ),
@@ -239,12 +258,31 @@ def run_directory(root: Path) -> RunDirectory:
     return RunDirectory(root, STAGES)
 
 
-def finished_run(root: Path, stage_name: str) -> RunDirectory:
-    """The run, if this stage has finished; a note on stderr if it is of older settings."""
+def finished_run(root: Path, stage_name: str, *, refuse_stale: bool = False) -> RunDirectory:
+    """The run, if this stage has finished.
+
+    Where it is of older settings or inputs, a note on stderr says so, or an error if asked for.
+    """
     directory = run_directory(root)
     directory.config()
     directory.require(stage_name)
     reason = directory.out_of_date(stage_name)
+    if reason and refuse_stale:
+        raise CkdEhrError(
+            f"{root} is not up to date ({reason}); finish it with: ckd-ehr run CONFIG --out {root}"
+        )
     if reason:
         click.echo(f"note: {root} is not up to date: {reason}", err=True)
     return directory
+
+
+def example_pair(directory: RunDirectory) -> str:
+    """A pair to show: the first of held_out by its id, of the others if there is none."""
+    import pyarrow.compute as pc
+
+    from ckd_ehr.contracts.files import read_table
+    from ckd_ehr.contracts.records import PAIRS
+
+    table = read_table(directory.require("cohort") / "pairs.parquet", PAIRS)
+    held_out = table.filter(pc.equal(table["split"], "held_out"))
+    return str(pc.min((held_out if held_out.num_rows else table)["pair_id"]).as_py())

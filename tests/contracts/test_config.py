@@ -31,8 +31,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
 ) -> None:
     with pytest.raises(CkdEhrError) as caught:
         load_config(write(tmp_path, "name: trial"), [f"{key}=1"])
-    assert f"unknown key '{key}'; did you mean '{nearest}'?" in str(caught.value)
-    assert "trial.yaml" in str(caught.value)
+    assert str(caught.value) == f"override: unknown key '{key}'; did you mean '{nearest}'?"
+
+
+def test_an_error_says_whether_the_file_or_an_override_is_to_blame(tmp_path: Path) -> None:
+    with pytest.raises(CkdEhrError) as caught:
+        load_config(write(tmp_path, "seed: -1"), ["student.epochs=-1"])
+    first, second = sorted(str(caught.value).splitlines(), reverse=True)
+    assert "override: student.epochs = -1" in first or "override: student.epochs = -1" in second
+    assert any("trial.yaml: seed = -1" in line for line in (first, second))
 
 
 def test_an_unknown_key_of_a_phenotype_names_the_nearest() -> None:

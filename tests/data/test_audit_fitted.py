@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from audited import Rows, pairs, visits, write_cohort
 
+from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.fitted import FittedOn, fitted_on, write_fitted
 from ckd_ehr.data.audit.findings import Finding
 from ckd_ehr.data.audit.fitted import STAGES, allowed_pairs, fitted_findings
 
 PLACES = [("train", 0), ("train", 1), ("tuning", -1), ("held_out", -1)]
+MEMBERS = ("teacher", "lightgbm", "site")
 Records = dict[str, FittedOn]
 
 
@@ -38,7 +40,7 @@ def ids(split: str, *, fold: int | None = None, labelled: bool = True) -> list[s
 
 def honest(stage: str) -> Records:
     records = {}
-    for name, allowed in allowed_pairs(stage, [0, 1]).items():
+    for name, allowed in allowed_pairs(stage, [0, 1], MEMBERS).items():
         [fold] = allowed.folds or (None,)
         chosen = ids(allowed.split, fold=fold, labelled=not allowed.unlabelled_too)
         records[name] = fitted_on(name, chosen, split=allowed.split, folds=allowed.folds)
@@ -86,25 +88,37 @@ LEAKS: list[tuple[str, str, FittedOn, str]] = [
         "fold_1/early_stopping: 3 pairs of held_out",
     ),
     (
-        "signals",
+        "committee",
         "calibrated on the pairs that its teacher has seen",
         fitted_on("teacher/fold_1/platt", ids("train", fold=0), split="train", folds=[0]),
         "teacher/fold_1/platt: 3 pairs of no allowed set",
     ),
     (
-        "signals",
+        "committee",
         "a member of the committee that has seen the fold it labels",
         fitted_on("lightgbm/fold_1/weights", ids("train"), split="train", folds=[0, 1]),
         "lightgbm/fold_1/weights: 6 pairs of",
     ),
     (
-        "signals",
+        "committee",
         "a committee stacked on tuning",
         fitted_on("committee_without_teacher/weights", ids("tuning"), split="tuning"),
         "committee_without_teacher/weights: 3 pairs of tuning",
     ),
     (
-        "signals",
+        "committee",
+        "as before, under a number that no fold has",
+        fitted_on("lightgbm/fold_9/weights", ids("train"), split="train", folds=[0, 1]),
+        "lightgbm/fold_9/weights: fitted, and the audit does not know",
+    ),
+    (
+        "committee",
+        "as before, as one model of all folds",
+        fitted_on("lightgbm/weights", ids("train"), split="train"),
+        "lightgbm/weights: fitted, and the audit does not know",
+    ),
+    (
+        "committee",
         "something nobody knows",
         fitted_on("a/b/c/weights", ids("train"), split="train"),
         "a/b/c/weights: fitted, and the audit does not know on what it may be",
@@ -152,6 +166,21 @@ def test_a_statistic_fitted_on_pairs_it_must_not_see_is_found(
     assert "fit weights on train" in finding.remedy
 
 
+@pytest.mark.parametrize("lost", ["lightgbm/fold_1/weights", "site/platt"])
+def test_a_member_without_a_record_of_a_fold_is_found(tmp_path: Path, lost: str) -> None:
+    records = honest("committee")
+    del records[lost]
+    [finding] = findings_of(tmp_path, "committee", records)
+    assert f"{lost}: not recorded" in finding.problem
+
+
+def test_a_member_that_the_committee_names_and_no_record_is_found(tmp_path: Path) -> None:
+    committee = {"committee": {"members": ["teacher", "logistic_regression"]}}
+    write_json(tmp_path / "committee.json", committee)
+    [finding] = findings_of(tmp_path, "committee", honest("committee"))
+    assert "logistic_regression/fold_0/weights: not recorded" in finding.problem
+
+
 def drop(records: Records) -> None:
     del records["fold_1/weights"]
 
@@ -185,8 +214,9 @@ def test_several_problems_of_several_stages_are_found_together(tmp_path: Path) -
     for name in ("thresholds", "logistic_regression/platt"):
         records[name] = fitted_on(name, ids("held_out"), split="tuning")
     write_fitted(tmp_path / "evaluation.json", list(records.values()))
-    write_fitted(tmp_path / "signals.json", list(honest("signals").values()))
-    paths = {stage: tmp_path / f"{stage}.json" for stage in ("signals", "student", "evaluation")}
+    write_fitted(tmp_path / "of_committee.json", list(honest("committee").values()))
+    paths = {stage: tmp_path / f"{stage}.json" for stage in ("student", "evaluation")}
+    paths["committee"] = tmp_path / "of_committee.json"
     found = fitted_findings(tmp_path, paths)
     assert [(finding.stage, finding.rows) for finding in found] == [
         ("student", 1),

@@ -48,7 +48,7 @@ def test_a_cohort_alone_can_be_audited(run: Path, capsys: pytest.CaptureFixture[
     assert "events after prediction_time" in {r.check for r in by_stage["cohort"]}
     assert [r.note for r in by_stage["teacher"]] == ["stage unfinished"]
     assert {r.stage for r in results} == {
-        "cohort", "knowledge", "teacher", "signals", "student", "evaluation",
+        "cohort", "knowledge", "teacher", "committee", "student", "evaluation",
     }  # fmt: skip
     status, shown = shown_by(capsys, run)
     assert status == 0

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from ckd_ehr.contracts.config import build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.committee import (
     external_digests,
@@ -58,28 +59,44 @@ def test_the_committee_beats_its_members_and_shows_who_is_missed() -> None:
     log_odds, labels = members()
     pairs = table(labels)
     named = dict(zip(("good", "fair", "noise"), log_odds, strict=True))
-    sources, stacks = stacked_sources(named, pairs, ridge=20.0)
+    stacked = stacked_sources(named, pairs, ridge=20.0)
     held_out = pairs.rows(split="held_out")
 
     def score(values: np.ndarray) -> float:
         return float(macro(label_ranking(values[held_out], labels[held_out]).auprc)[0])
 
+    sources = {source: one.log_odds for source, one in stacked.items()}
     scores = {name: score(values) for name, values in {**named, **sources}.items()}
     assert scores["committee"] > max(scores["good"], scores["fair"], scores["noise"])
     assert scores["committee_without_good"] < scores["committee_without_noise"]
-    assert set(stacks) == {"committee", *(f"committee_without_{name}" for name in named)}
+    assert set(stacked) == {"committee", *(f"committee_without_{name}" for name in named)}
 
 
 def test_labels_outside_train_are_not_looked_at() -> None:
     log_odds, labels = members(pairs=300)
     named = dict(zip(("a", "b", "c"), log_odds, strict=True))
-    before, _ = stacked_sources(named, table(labels), ridge=20.0)
+    before = stacked_sources(named, table(labels), ridge=20.0)["committee"].log_odds
     changed = labels.copy()
     changed[200:] = ~changed[200:]
-    after, _ = stacked_sources(named, table(changed, train=200), ridge=20.0)
-    again, _ = stacked_sources(named, table(labels, train=200), ridge=20.0)
-    np.testing.assert_array_equal(after["committee"], again["committee"])
-    assert not np.array_equal(before["committee"], again["committee"])
+    after, again = (
+        stacked_sources(named, table(some, train=200), ridge=20.0)["committee"].log_odds
+        for some in (changed, labels)
+    )
+    np.testing.assert_array_equal(after, again)
+    assert not np.array_equal(before, again)
+
+
+def test_the_spread_of_a_committee_is_that_of_its_own_members_by_weight() -> None:
+    log_odds, labels = members()
+    named = dict(zip(("good", "fair", "noise"), log_odds, strict=True))
+    stacked = stacked_sources(named, table(labels), ridge=20.0)
+    two = stacked["committee_without_noise"]
+    shares = two.stack.weights / two.stack.weights.sum(0)
+    mean = (log_odds[:2] * shares[:, None]).sum(0)
+    variance = ((log_odds[:2] - mean) ** 2 * shares[:, None]).sum(0)
+    np.testing.assert_allclose(two.spread, np.sqrt(variance), atol=1e-6)
+    [alone] = stacked_sources({"good": log_odds[0]}, table(labels), ridge=20.0).values()
+    assert np.isnan(alone.spread).all()
 
 
 def table(labels: np.ndarray, *, train: int | None = None) -> PairTable:
@@ -88,6 +105,7 @@ def table(labels: np.ndarray, *, train: int | None = None) -> PairTable:
     split[: count // 2 if train is None else train] = "train"
     return PairTable(
         pair_ids=tuple(f"p{n}" for n in range(count)),
+        subject_ids=np.arange(count, dtype=np.int64),
         split=split,
         fold=np.where(split == "train", np.arange(count) % 2, -1).astype(np.int8),
         labelled=np.ones(count, dtype=bool),
@@ -123,6 +141,9 @@ def test_a_sites_own_model_is_joined_by_pair_id(site: tuple[Path, PairTable]) ->
         ),
         (lambda t: t.set_column(1, "Shock", pa.array([None] * 6, pa.float64())), "outside 0 to 1"),
         (lambda t: t.set_column(1, "Shock", pa.array(["high"] * 6)), "'Shock' holds no numbers"),
+        (lambda t: t.set_column(1, "Shock", pa.array([True] * 6)), "nothing but 0 and 1"),
+        (lambda t: t.append_column("Shock", t["Shock"]), "'Shock' stands there 2 times"),
+        (lambda t: t.set_column(0, "pair_id", pa.array([["p"]] * 6)), "'pair_id' holds no text"),
     ],
 )
 def test_a_sites_damaged_file_is_refused_with_its_name(
@@ -133,6 +154,38 @@ def test_a_sites_damaged_file_is_refused_with_its_name(
     with pytest.raises(CkdEhrError, match=said) as error:
         read_external(path, "site", pairs)
     assert str(path) in str(error.value)
+
+
+def test_zero_and_one_count_as_half_of_what_else_comes_nearest(
+    site: tuple[Path, PairTable],
+) -> None:
+    path, pairs = site
+    changed = pq.read_table(path).set_column(1, "Shock", pa.array([0.0, 0.01, 0.3, 0.5, 1.0, 1.0]))
+    pq.write_table(changed, path)
+    values = expit(read_external(path, "site", pairs))[::-1, 0]
+    np.testing.assert_allclose(values, [0.005, 0.01, 0.3, 0.5, 0.995, 0.995])
+
+
+def test_folds_of_another_split_are_refused(site: tuple[Path, PairTable]) -> None:
+    path, pairs = site
+    folds = pa.array(pairs.fold[::-1].tolist(), pa.int8())
+    right = pq.read_table(path).append_column("fold", folds)
+    pq.write_table(right, path)
+    read_external(path, "site", pairs)
+    pq.write_table(right.set_column(3, "fold", pa.array([0] * 6, pa.int8())), path)
+    with pytest.raises(CkdEhrError, match="made for another cohort or split"):
+        read_external(path, "site", pairs)
+
+
+@pytest.mark.parametrize("name", ["committee", "committee_without_teacher", "lightgbm", "a/b"])
+def test_a_site_s_member_needs_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(CkdEhrError, match=f"'{name}'"):
+        build_config({"name": "t", "committee": {"external": {name: "x.parquet"}}})
+
+
+def test_a_member_stands_once() -> None:
+    with pytest.raises(CkdEhrError, match="stands there twice"):
+        build_config({"name": "t", "committee": {"members": ["lightgbm", "lightgbm"]}})
 
 
 def test_a_file_that_is_absent_or_cut_short_is_refused(site: tuple[Path, PairTable]) -> None:

@@ -15,6 +15,7 @@ from ckd_ehr.contracts.fitted import FITTED
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative, Span
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
+from ckd_ehr.learning.committee_stage import write_committee
 from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.paper_recipe import Answered, AnswerModel, collate
 from ckd_ehr.learning.prompts import PromptReader
@@ -86,21 +87,22 @@ def config_of(model: str) -> RunConfig:
     paper = {"learning_rate": 3e-3, "epochs": 4, "head_learning_rate": 0.02, "head_epochs": 60}
     paper["max_tokens"] = 400
     teacher = {"model": model, "recipe": "paper", "paper": paper, "precision": "fp32"}
-    members = {"orders": 1, "committee": {"members": ["teacher"]}}
-    return build_config({"name": "t", "device": "cpu", "teacher": teacher, "signals": members})
+    once, alone = {"signals": {"orders": 1}}, {"committee": {"members": ["teacher"]}}
+    return build_config({"name": "t", "device": "cpu", "teacher": teacher, **once, **alone})
 
 
 def test_the_recipe_runs_through_its_stages_and_learns(model: str, tmp_path: Path) -> None:
     write_cohort(tmp_path / "cohort", tmp_path / "knowledge", patients=100)
-    folders = {name: tmp_path / name for name in ("cohort", "knowledge", "teacher", "signals")}
-    for name, write in (("teacher", write_teacher), ("signals", write_signals)):
+    stages = {"teacher": write_teacher, "signals": write_signals, "committee": write_committee}
+    folders = {name: tmp_path / name for name in ("cohort", "knowledge", *stages)}
+    for name, write in stages.items():
         folders[name].mkdir()
         write(StageContext(config_of(model), folders[name], folders, say=lambda _: None))
     history = read_json(folders["teacher"] / "training.json")["fold_0"]
     assert isinstance(history, dict)
     assert (history["steps"], history["pairs"]) == (16, 30)
     pairs = read_pairs(folders["cohort"])
-    table = read_table(folders["signals"] / "soft_labels.parquet", SOFT_LABELS).to_pylist()
+    table = read_table(folders["committee"] / "soft_labels.parquet", SOFT_LABELS).to_pylist()
     assert {row["source"] for row in table} == {"teacher", "committee"}
     logits = {row["pair_id"]: row["logits"] for row in table if row["source"] == "teacher"}
     rows = pairs.rows(split="held_out")

@@ -4,9 +4,11 @@ import numpy as np
 from scipy.special import expit, logit
 
 from ckd_ehr.learning.examples import PairTable
+from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
 from ckd_ehr.learning.soft_labels import (
     FoldOpinion,
     calibrate,
+    own_rows,
     reliability,
     rows_to_label,
     soft_label_table,
@@ -22,6 +24,7 @@ def cohort(count: int = 3000) -> tuple[PairTable, np.ndarray]:
     labelled = (split != "train") | (np.arange(count) < count - 30)
     pairs = PairTable(
         pair_ids=tuple(f"p{n}" for n in range(count)),
+        subject_ids=np.arange(count, dtype=np.int64),
         split=split,
         fold=np.where(split == "train", np.arange(count) % 2, -1).astype(np.int8),
         labelled=labelled,
@@ -47,17 +50,19 @@ def test_calibration_undoes_over_confidence_and_says_so_on_tuning() -> None:
     pairs, risks = cohort()
     opinions = opinions_of(pairs, risks, orders=3)
     for isotonic in (False, True):
-        fitted = [
-            calibrate(o, pairs, source="teacher", ridge=1.0, isotonic=isotonic) for o in opinions
-        ]
-        soft = soft_labels_of(opinions, [c for c, _ in fitted], pairs, source="teacher")
+        calibration, fitted = calibrate(
+            opinions, pairs, source="teacher", ridge=1.0, isotonic=isotonic
+        )
+        soft = soft_labels_of(opinions, calibration, pairs, source="teacher")
         assert np.abs(expit(soft.logits) - risks).mean() < 0.04
         scores = reliability(opinions, soft, pairs)
         before, after = scores["before"]["ece"], scores["after"]["ece"]
         assert before is not None and after is not None
         assert before > 0.1
         assert after < 0.05
-        assert [record.name for _, record in fitted] == [
+        assert calibration.one_class == 0
+        assert [record.name for record in fitted] == [
+            "teacher/platt",
             "teacher/fold_0/platt",
             "teacher/fold_1/platt",
         ]
@@ -66,19 +71,19 @@ def test_calibration_undoes_over_confidence_and_says_so_on_tuning() -> None:
 def test_spread_is_that_of_the_calibrated_opinions() -> None:
     pairs, risks = cohort(100)
     opinions = opinions_of(pairs, risks, orders=3)
-    calibrations = [calibrate(o, pairs, source="t", ridge=1.0)[0] for o in opinions]
-    soft = soft_labels_of(opinions, calibrations, pairs, source="t")
+    calibration, _ = calibrate(opinions, pairs, source="t", ridge=1.0)
+    soft = soft_labels_of(opinions, calibration, pairs, source="t")
     train = int(pairs.rows(split="train")[1])
     fold = int(pairs.fold[train])
     place = int(np.searchsorted(opinions[fold].rows, train))
-    mine = calibrations[fold].apply(opinions[fold].logits)[:, place]
+    mine = calibration.platt[fold].apply(opinions[fold].logits)[:, place]
     np.testing.assert_allclose(soft.logits[train], mine.mean(0))
     np.testing.assert_allclose(soft.spread[train], mine.std(0))
     tuning = int(pairs.rows(split="tuning")[0])
     both = np.concatenate(
         [
-            calibration.apply(opinion.logits)[:, int(np.searchsorted(opinion.rows, tuning))]
-            for opinion, calibration in zip(opinions, calibrations, strict=True)
+            line.apply(opinion.logits)[:, int(np.searchsorted(opinion.rows, tuning))]
+            for opinion, line in zip(opinions, calibration.platt, strict=True)
         ]
     )
     np.testing.assert_allclose(soft.spread[tuning], both.std(0))
@@ -87,20 +92,57 @@ def test_spread_is_that_of_the_calibrated_opinions() -> None:
 def test_one_opinion_has_no_spread_and_later_splits_have_no_fold() -> None:
     pairs, risks = cohort(100)
     opinions = opinions_of(pairs, risks, orders=1)
-    calibrations = [calibrate(o, pairs, source="t", ridge=1.0)[0] for o in opinions]
+    calibration, _ = calibrate(opinions, pairs, source="t", ridge=1.0)
     rows = soft_label_table(
-        soft_labels_of(opinions, calibrations, pairs, source="t"), pairs
+        soft_labels_of(opinions, calibration, pairs, source="t"), pairs
     ).to_pylist()
     for row, split, fold in zip(rows, pairs.split, pairs.fold, strict=True):
         assert (row["spread"] is None) == (split == "train")
         assert row["fold"] == (fold if split == "train" else -1)
 
 
-def test_a_fold_is_calibrated_on_its_own_labelled_pairs_alone() -> None:
+def test_calibration_is_fitted_on_labelled_train_pairs_alone() -> None:
     pairs, risks = cohort(200)
-    opinion = opinions_of(pairs, risks, orders=1)[0]
-    before, _ = calibrate(opinion, pairs, source="t", ridge=1.0)
-    elsewhere = (pairs.split != "train") | (pairs.fold != 0) | ~pairs.labelled
+    opinions = opinions_of(pairs, risks, orders=1)
+    before, _ = calibrate(opinions, pairs, source="t", ridge=1.0)
+    elsewhere = (pairs.split != "train") | ~pairs.labelled
     pairs.labels[elsewhere] = ~pairs.labels[elsewhere]
-    after, _ = calibrate(opinion, pairs, source="t", ridge=1.0)
-    np.testing.assert_array_equal(before.platt.slope, after.platt.slope)
+    after, _ = calibrate(opinions, pairs, source="t", ridge=1.0)
+    for one, other in zip(before.platt, after.platt, strict=True):
+        np.testing.assert_array_equal(one.slope, other.slope)
+
+
+def test_a_label_of_one_class_in_a_fold_takes_the_line_of_all_folds() -> None:
+    pairs, risks = cohort()
+    pairs.labels[(pairs.fold == 1), 0] = False
+    opinions = opinions_of(pairs, risks, orders=1)
+    calibration, _ = calibrate(opinions, pairs, source="t", ridge=1.0)
+    assert calibration.one_class == 1
+    first, second = calibration.platt
+    assert abs(first.slope[0] - 0.5) < 0.1
+    assert second.slope[0] != 1
+    together = fit_platt(
+        np.concatenate([o.logits[0][own_rows(pairs, o)] for o in opinions]),
+        np.concatenate([pairs.labels[o.rows[own_rows(pairs, o)]] for o in opinions]),
+    )
+    assert second.slope[0] == together.slope[0]
+    assert second.intercept[0] == together.intercept[0]
+
+
+def test_a_curve_tells_no_pair_its_own_label() -> None:
+    """Of log-odds that are pure chance, a curve fitted on the pairs themselves makes a score."""
+    rng = np.random.default_rng(0)
+    pairs, _ = cohort(2000)
+    pairs.labels[:] = (rng.random(pairs.labels.shape) < 0.05) & pairs.labelled[:, None]
+    opinions = [
+        FoldOpinion(fold, rows, rng.normal(size=(1, len(rows), 2)))
+        for fold in (0, 1)
+        for rows in [rows_to_label(pairs, fold)]
+    ]
+    calibration, _ = calibrate(opinions, pairs, source="t", ridge=1.0, isotonic=True)
+    soft = soft_labels_of(opinions, calibration, pairs, source="t")
+    train = pairs.rows(split="train", labelled=True)
+    own = label_ranking(soft.logits[train], pairs.labels[train]).auroc
+    assert float(macro(own)[0]) < 0.53
+    assert np.isfinite(soft.logits).all()
+    assert np.abs(soft.logits).max() < 8

@@ -25,6 +25,7 @@ from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning import labelling
 from ckd_ehr.learning.alignment import Encoded
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, make_batch
+from ckd_ehr.learning.committee_stage import write_committee
 from ckd_ehr.learning.evidence import EVIDENCE
 from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.explain import explain_by_teacher
@@ -32,12 +33,19 @@ from ckd_ehr.learning.inference import StudentPredictor
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import predict_logits
 from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
-from ckd_ehr.learning.signal_store import SignalStore
+from ckd_ehr.learning.signal_store import (
+    SignalStore,
+    read_evidence,
+    read_opinions,
+    soft_logits,
+)
 from ckd_ehr.learning.signals import write_signals
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.learning.teacher import new_teacher, trained_in, write_teacher
 from ckd_ehr.learning.training import CHECKPOINT_FILES, usable_checkpoint
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
+
+STAGES_BEFORE = ("cohort", "knowledge", "teacher", "signals", "committee")
 
 
 @dataclass
@@ -46,7 +54,7 @@ class Run:
     config: RunConfig
 
     def context(self, stage: str, **changes: object) -> StageContext:
-        folders = {name: self.root / name for name in ("cohort", "knowledge", "teacher", "signals")}
+        folders = {name: self.root / name for name in STAGES_BEFORE}
         folder = self.root / stage
         folder.mkdir(exist_ok=True)
         return StageContext(config=self.config, folder=folder, inputs=folders, say=lambda _: None)
@@ -78,13 +86,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(root, config)
     write_teacher(run.context("teacher"))
     write_signals(run.context("signals"))
+    write_committee(run.context("committee"))
     write_students(run.context("student"))
     return run
 
 
 def test_every_pair_has_soft_labels_from_a_teacher_that_has_not_seen_its_patient(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
-    table = read_table(run.root / "signals" / "soft_labels.parquet", SOFT_LABELS).to_pylist()
+    table = read_table(run.root / "committee" / "soft_labels.parquet", SOFT_LABELS).to_pylist()
     rows = [row for row in table if row["source"] == "teacher"]
     fold_of = {row["pair_id"]: row["fold"] for row in rows}
     assert set(fold_of) == set(pairs.pair_ids)
@@ -99,7 +108,7 @@ def test_every_pair_has_soft_labels_from_a_teacher_that_has_not_seen_its_patient
 
 
 def test_each_stage_records_what_it_was_fitted_on(run: Run) -> None:
-    paths = {stage: run.root / stage / FITTED for stage in ("teacher", "signals", "student")}
+    paths = {stage: run.root / stage / FITTED for stage in ("teacher", "committee", "student")}
     assert fitted_findings(run.root / "cohort", paths) == []
     pairs = read_pairs(run.root / "cohort")
     seen = {record.name: record.pairs for record in read_fitted(paths["student"])}
@@ -110,10 +119,10 @@ def test_each_stage_records_what_it_was_fitted_on(run: Run) -> None:
 
 def test_the_teacher_learns_the_pattern_out_of_fold(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
-    store = _store(run)
     train = pairs.rows(split="train", labelled=True)
     for source in ("teacher", "committee"):
-        logits = np.array([store.logits(source)[pair_id] for pair_id in pairs.pair_ids])
+        soft = soft_logits(run.root / "committee", source)
+        logits = np.array([soft[pair_id] for pair_id in pairs.pair_ids])
         assert macro(label_ranking(logits[train], pairs.labels[train]).auprc)[0] > 0.9
 
 
@@ -139,9 +148,22 @@ def test_signals_are_made_and_keyed_in_the_arithmetic_that_the_teacher_was_train
     inputs = run.context("signals").inputs
     config = with_settings(run.config, "teacher", precision="auto")
     write_signals(StageContext(config, tmp_path, inputs, say=lambda _: None))
-    for name, column in (("index.parquet", "key"), ("soft_labels.parquet", "logits")):
-        made = pq.read_table(tmp_path / name)[column]
-        assert made.equals(pq.read_table(run.root / "signals" / name)[column])
+    made, before = (
+        pq.read_table(root / "index.parquet")["key"] for root in (tmp_path, run.root / "signals")
+    )
+    assert made.equals(before)
+    assert_same_opinions(tmp_path, run, atol=0)
+
+
+def assert_same_opinions(folder: Path, run: Run, *, atol: float) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    for fold in (0, 1):
+        made, before = (read_opinions(root, fold, pairs) for root in (folder, run.root / "signals"))
+        np.testing.assert_allclose(made.logits, before.logits, atol=atol)
+        evidence = [dict(read_evidence(root, fold)) for root in (folder, run.root / "signals")]
+        assert evidence[0].keys() == evidence[1].keys()
+        for pair_id, values in evidence[0].items():
+            np.testing.assert_allclose(values, evidence[1][pair_id], atol=max(atol, 2e-3))
 
 
 @pytest.mark.parametrize(("has_units", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -199,12 +221,13 @@ def test_evidence_sums_to_the_log_odds(run: Run) -> None:
 def test_the_teachers_explanation_adds_up_to_its_soft_label(run: Run, tmp_path: Path) -> None:
     folders = dict(run.context("signals").inputs)
     config = with_settings(run.config, "signals", orders=1)
-    write_signals(StageContext(config, tmp_path, folders, say=lambda _: None))
-    folders["signals"] = tmp_path
+    for stage, write in (("signals", write_signals), ("committee", write_committee)):
+        (tmp_path / stage).mkdir()
+        write(StageContext(config, tmp_path / stage, folders, say=lambda _: None))
+        folders[stage] = tmp_path / stage
     pairs = read_pairs(run.root / "cohort")
-    store = SignalStore(tmp_path, teacher=run.root / "teacher", config=config)
-    soft = store.logits("teacher")
-    evidence = read_table(tmp_path / "evidence.parquet", EVIDENCE).to_pylist()
+    soft = soft_logits(tmp_path / "committee", "teacher")
+    evidence = read_table(tmp_path / "committee" / "evidence.parquet", EVIDENCE).to_pylist()
     for split in ("train", "held_out"):
         pair_id = pairs.pair_ids[int(pairs.rows(split=split)[0])]
         explanation = explain_by_teacher(folders, pair_id, config)
@@ -218,6 +241,17 @@ def test_the_teachers_explanation_adds_up_to_its_soft_label(run: Run, tmp_path: 
             told = {concept.concept_id: concept.log_odds for concept in label.concepts}
             for concept in table[label.label]["concepts"]:
                 assert concept["log_odds"] == pytest.approx(told[concept["concept_id"]], abs=5e-3)
+
+
+def test_a_teacher_of_other_labels_explains_nothing(run: Run, tmp_path: Path) -> None:
+    folders = dict(run.context("signals").inputs)
+    shutil.copytree(folders["cohort"], tmp_path / "cohort")
+    folders["cohort"] = tmp_path / "cohort"
+    pairs = read_table(tmp_path / "cohort" / "pairs.parquet", PAIRS)
+    schema = with_label_names(PAIRS, LABELS[::-1])
+    write_table(pairs, tmp_path / "cohort" / "pairs.parquet", schema)
+    with pytest.raises(CkdEhrError, match="its labels, or their order, are not the cohort's"):
+        explain_by_teacher(folders, pairs["pair_id"][0].as_py(), run.config)
 
 
 def test_a_killed_teacher_resumes_to_the_same_weights(run: Run, tmp_path: Path) -> None:
@@ -260,7 +294,7 @@ def test_a_decoder_is_refused_as_student_and_an_encoder_as_teacher(
         settings["teacher"]["model"],
     )
     swapped = Run(tmp_path, build_config(settings))
-    for name in ("cohort", "knowledge", "teacher", "signals"):
+    for name in STAGES_BEFORE:
         (tmp_path / name).symlink_to(run.root / name)
     with pytest.raises(CkdEhrError, match="a decoder is needed"):
         write_teacher(
@@ -314,7 +348,7 @@ def _store(run: Run) -> SignalStore:
 
 def test_evidence_says_what_the_soft_labels_rest_on(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
-    rows = read_table(run.root / "signals" / "evidence.parquet", EVIDENCE).to_pylist()
+    rows = read_table(run.root / "committee" / "evidence.parquet", EVIDENCE).to_pylist()
     assert len(rows) == len(pairs.pair_ids) * len(LABELS)
     by_key = {(row["pair_id"], row["label"]): row for row in rows}
     narratives = read_narratives(run.root / "knowledge", "teacher")
@@ -343,9 +377,25 @@ def test_whole_signals_are_verified_and_damaged_ones_refused(run: Run, tmp_path:
     pairs = read_pairs(run.root / "cohort")
     assert facts.pairs == len(pairs.rows(split="train"))
     assert 0 < facts.bytes_per_pair < 3000
-    other = with_settings(run.config, "signals", orders=run.config.signals.orders + 1)
-    with pytest.raises(CkdEhrError, match="another text or teacher"):
-        SignalStore(folder, teacher=run.root / "teacher", config=other).verify(narratives)
+    others = [
+        with_settings(run.config, "signals", orders=run.config.signals.orders + 1),
+        with_settings(run.config, "teacher", bidirectional=True),
+        run.config.model_copy(update={"seed": run.config.seed + 1}),
+    ]
+    for other in others:
+        with pytest.raises(CkdEhrError, match="another text or teacher"):
+            SignalStore(folder, teacher=run.root / "teacher", config=other).verify(narratives)
+    shutil.copytree(run.root / "teacher", tmp_path / "teacher")
+    for path, old, new in (
+        ("fold_0/adapter_config.json", '"lora_alpha": 16', '"lora_alpha": 128'),
+        ("fold_0/head.json", LABELS[0], "Gout"),
+    ):
+        text = (tmp_path / "teacher" / path).read_text()
+        assert old in text
+        (tmp_path / "teacher" / path).write_text(text.replace(old, new))
+        with pytest.raises(CkdEhrError, match="another text or teacher"):
+            SignalStore(folder, teacher=tmp_path / "teacher", config=run.config).verify(narratives)
+        (tmp_path / "teacher" / path).write_text(text)
     shard = next(folder.glob("signals-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-64])
     with pytest.raises(CkdEhrError, match=r"signals-.*damaged.*rerun stage signals"):
@@ -367,17 +417,15 @@ def test_a_killed_labelling_loses_one_chunk(
     inputs = run.context("signals").inputs
     with pytest.raises(KilledError):
         write_signals(StageContext(run.config, tmp_path, inputs, say=kill))
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    files = sorted((tmp_path / "work").glob("opinions-*"))
+    done = {path.name: path.stat().st_mtime_ns for path in files}
     assert len(done) == 2
+    cut_short = files[1]
+    cut_short.write_bytes(b"")
     write_signals(StageContext(run.config, tmp_path, inputs, say=lambda _: None))
-    for name, when in done.items():
-        assert (tmp_path / "work" / name).stat().st_mtime_ns == when
-    for name, columns in (("soft_labels.parquet", ["logits"]), ("evidence.parquet", ["visits"])):
-        made, whole = (pq.read_table(root / name) for root in (tmp_path, run.root / "signals"))
-        assert made["pair_id"].to_pylist() == whole["pair_id"].to_pylist()
-        for column in columns:
-            flat = [np.concatenate(t[column].to_numpy()) for t in (made, whole)]
-            np.testing.assert_allclose(*flat, atol=2e-3)
+    assert (tmp_path / files[0].name).stat().st_mtime_ns == done[files[0].name]
+    assert (tmp_path / cut_short.name).stat().st_size > 0
+    assert_same_opinions(tmp_path, run, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -390,6 +438,7 @@ def test_other_poolings_have_no_attention_to_distil(run: Run, tmp_path: Path, po
     for stage, write in (
         ("teacher", write_teacher),
         ("signals", write_signals),
+        ("committee", write_committee),
         ("student", write_students),
     ):
         (tmp_path / stage).mkdir()
@@ -467,13 +516,10 @@ def test_out_of_memory_makes_batches_smaller_then_stops(
     write_signals(StageContext(run.config, tmp_path, inputs, say=said.append))
     assert max(sizes) > 5
     assert any("out of memory: batches of" in line for line in said)
-    made, whole = (
-        pq.read_table(root / "soft_labels.parquet") for root in (tmp_path, run.root / "signals")
-    )
-    flat = [np.concatenate(table["logits"].to_numpy()) for table in (made, whole)]
-    np.testing.assert_allclose(*flat, atol=1e-4)
+    budgets = [int(line.split()[5].replace(",", "")) for line in said if "out of memory" in line]
+    assert budgets == sorted(set(budgets), reverse=True)
+    assert_same_opinions(tmp_path, run, atol=1e-4)
     limit = 0
-    shutil.rmtree(tmp_path / "work")
     with pytest.raises(CkdEhrError, match="out of memory on one text of"):
         write_signals(StageContext(run.config, tmp_path, inputs, say=said.append))
 
@@ -503,9 +549,27 @@ def test_a_label_of_one_class_in_a_fold_is_labelled_all_the_same(run: Run, tmp_p
         with_label_names(PAIRS, LABELS),
     )
     folders["cohort"] = tmp_path / "cohort"
-    (tmp_path / "signals").mkdir()
-    write_signals(StageContext(run.config, tmp_path / "signals", folders, say=lambda _: None))
-    facts = json.loads((tmp_path / "signals" / "committee.json").read_text())
-    assert facts["teacher"]["platt"][0]["slope"][0] == 1
-    soft = pq.read_table(tmp_path / "signals" / "soft_labels.parquet")
+    (tmp_path / "committee").mkdir()
+    write_committee(StageContext(run.config, tmp_path / "committee", folders, say=lambda _: None))
+    facts = json.loads((tmp_path / "committee" / "committee.json").read_text())
+    assert facts["teacher"]["one_class"] == 1
+    assert facts["teacher"]["platt"][0]["slope"][0] != 1
+    soft = pq.read_table(tmp_path / "committee" / "soft_labels.parquet")
     assert np.isfinite(np.concatenate(soft["logits"].to_numpy())).all()
+
+
+def test_a_site_s_own_model_is_a_member_and_has_no_spread(run: Run, tmp_path: Path) -> None:
+    pairs = read_pairs(run.root / "cohort")
+    columns = {label: np.linspace(0.1, 0.9, len(pairs.pair_ids)) for label in LABELS}
+    path = tmp_path / "site.parquet"
+    pq.write_table(pa.table({"pair_id": list(pairs.pair_ids), **columns}), path)
+    config = with_settings(run.config, "committee", external={"site": str(path)})
+    folder = tmp_path / "committee"
+    folder.mkdir()
+    write_committee(
+        StageContext(config, folder, run.context("committee").inputs, say=lambda _: None)
+    )
+    table = pq.read_table(folder / "soft_labels.parquet").to_pylist()
+    assert all(row["spread"] is None for row in table if row["source"] == "site")
+    assert {"site", "committee_without_site"} <= {row["source"] for row in table}
+    assert fitted_findings(run.root / "cohort", {"committee": folder / FITTED}) == []

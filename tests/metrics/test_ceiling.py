@@ -387,7 +387,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_patients_have_no_ceiling_and_are_not_called_simulated(tmp_path: Path) -> None:
     metrics = evaluated(tmp_path, synthetic_run.config_of())
     assert (metrics.simulated, metrics.ceiling, metrics.no_ceiling) == (False, None, None)
-    text = (tmp_path / "07_evaluation.partial/report.html").read_text()
+    text = (tmp_path / "08_evaluation.partial/report.html").read_text()
     assert "simulated" not in text.lower()
     assert "best possible" not in text
     assert "simulated" not in format_table(metrics.model_dump(mode="json"))
@@ -415,7 +415,7 @@ def test_runs_with_no_or_every_record_replayed(tmp_path: Path, replayed: float) 
     ceiling = metrics.ceiling
     assert ceiling is not None
     assert (ceiling.record is None) == (replayed == 0)
-    text = (tmp_path / "07_evaluation.partial/report.html").read_text()
+    text = (tmp_path / "08_evaluation.partial/report.html").read_text()
     assert "Hollow" not in text
     assert (f"<b>{RECORD}</b>" in text) == (replayed == 1)
     assert ("best from record*" in format_table(metrics.model_dump(mode="json"))) == (replayed == 1)
@@ -427,7 +427,7 @@ def test_a_handful_of_pairs_gives_nulls(tmp_path: Path, held_out: int) -> None:
     config = synthetic_run.config_of("simulated")
     metrics = evaluated(tmp_path, config, truth=True, replayed=1.0, held_out=held_out)
     assert metrics.ceiling is not None
-    text = (tmp_path / "07_evaluation.partial/report.html").read_text()
+    text = (tmp_path / "08_evaluation.partial/report.html").read_text()
     assert "nan" not in text.lower().split("</style>")[1]
     assert "inf" not in re.sub(r"info\w*", "", format_table(metrics.model_dump(mode="json")))
     if held_out == 1:

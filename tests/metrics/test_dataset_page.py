@@ -39,7 +39,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def metrics(cohort: Path) -> Metrics:
-    return Metrics.model_validate(read_json(cohort.parent / "07_evaluation.partial/metrics.json"))
+    return Metrics.model_validate(read_json(cohort.parent / "08_evaluation.partial/metrics.json"))
 
 
 def changed(metrics: Metrics, **parts: object) -> Metrics:

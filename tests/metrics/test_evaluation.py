@@ -208,7 +208,7 @@ def test_console_table_shows_the_models_side_by_side(tmp_path: Path) -> None:
 
 def test_missing_predictions_name_file_count_and_remedy(tmp_path: Path) -> None:
     context = synthetic_run.write_run(tmp_path, synthetic_run.config_of())
-    path = context.inputs["signals"] / "soft_labels.parquet"
+    path = context.inputs["committee"] / "soft_labels.parquet"
     table = read_table(path, SOFT_LABELS)
     write_table(table.slice(2), path, with_label_names(SOFT_LABELS, synthetic_run.LABELS))
     with pytest.raises(CkdEhrError, match=r"soft_labels.parquet: 2 tuning or held_out pairs"):
@@ -217,7 +217,7 @@ def test_missing_predictions_name_file_count_and_remedy(tmp_path: Path) -> None:
 
 def test_predictions_of_other_labels_are_refused(tmp_path: Path) -> None:
     context = synthetic_run.write_run(tmp_path, synthetic_run.config_of())
-    path = context.inputs["signals"] / "soft_labels.parquet"
+    path = context.inputs["committee"] / "soft_labels.parquet"
     table = read_table(path, SOFT_LABELS)
     write_table(table, path, with_label_names(SOFT_LABELS, ["a", "b", "c"]))
     with pytest.raises(CkdEhrError, match="labels are not those of the cohort"):

@@ -8,7 +8,7 @@ Ignores: which stage runs when.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -111,7 +111,9 @@ class EfficacyConfig(Section):
         ("medication",), min_length=1, description="What counts as a treatment."
     )
     min_support: int = Field(
-        20, ge=5, description="Pairs with and without a treatment, at least; also gone and not."
+        20,
+        ge=5,
+        description="Patients with and without a treatment, at least; also rid of it or not.",
     )
     top: int = Field(3, ge=1, description="Treatments told of each present disease, at most.")
 
@@ -174,6 +176,7 @@ class RunConfig(Section):
     knowledge: KnowledgeConfig = KnowledgeConfig()
     teacher: TeacherConfig = TeacherConfig()
     signals: SignalsConfig = SignalsConfig()
+    committee: CommitteeConfig = CommitteeConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -183,6 +186,28 @@ def with_places_of(config: RunConfig, other: RunConfig) -> RunConfig:
     omop = config.data.omop.model_copy(update={"url": other.data.omop.url})
     data = config.data.model_copy(update={"root": other.data.root, "omop": omop})
     return config.model_copy(update={"data": data})
+
+
+def as_shared(config: RunConfig) -> dict[str, Any]:
+    """The settings without the places of this site, as reports may show them.
+
+    A folder of a model, of guidelines or of another member's file is named by its last part.
+    """
+    settings = config.model_dump(
+        mode="json",
+        exclude={"data": {"root": True, "omop": {"url": True}}, "splits": {"file": True}},
+    )
+    for reader in ("teacher", "student"):
+        name = settings[reader]["model"]
+        if Path(name).is_dir():
+            settings[reader]["model"] = Path(name).resolve().name
+    guidelines = settings["knowledge"]["guidelines"]
+    for key in ("pack", "folder"):
+        if guidelines[key] is not None and "://" not in guidelines[key]:
+            guidelines[key] = Path(guidelines[key]).name
+    external = settings["committee"]["external"]
+    settings["committee"]["external"] = {name: Path(path).name for name, path in external.items()}
+    return settings
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -208,7 +233,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(settings, override)
-    return build_config(settings, origin=str(path))
+    return build_config(settings, origin=str(path), overrides=overrides)
 
 
 def _unseen(error: ValueError | yaml.YAMLError) -> str:
@@ -227,12 +252,18 @@ def _unseen(error: ValueError | yaml.YAMLError) -> str:
     return problem + place
 
 
-def build_config(settings: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
-    """Validate a mapping of settings; `origin` names where they came from in errors."""
+def build_config(
+    settings: Mapping[str, Any], *, origin: str = "config", overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Validate a mapping of settings.
+
+    Errors name where a setting came from: one of the overrides in it, or else `origin`.
+    """
+    keys = {override.partition("=")[0].strip() for override in overrides}
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        lines = [_explain(problem, origin) for problem in error.errors()]
+        lines = [_explain(problem, origin, keys) for problem in error.errors()]
         raise CkdEhrError("\n".join(lines)) from None
 
 
@@ -268,9 +299,11 @@ def _as_number(value: object) -> object:
     return value
 
 
-def _explain(problem: Mapping[str, Any], origin: str) -> str:
+def _explain(problem: Mapping[str, Any], origin: str, overridden: Collection[str]) -> str:
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location) or "config"
+    if any(f"{dotted}.".startswith(f"{key}.") for key in overridden):
+        origin = "override"
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"]).removeprefix("Value error, ")
         return f"{origin}: {dotted} = {_shortened(problem['input'])}: {message}"

@@ -3,10 +3,11 @@
 Re-exported by `config.py`, where a run's settings are put together.
 """
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ckd_ehr.contracts.config_data import Section
 
@@ -109,7 +110,7 @@ class TeacherConfig(TrainingConfig):
 
 
 class CommitteeConfig(Section):
-    """Who else gives soft labels, and how they are stacked (stage `signals`)."""
+    """Who gives soft labels, how they are calibrated and stacked (stage `committee`)."""
 
     members: tuple[CommitteeMember, ...] = Field(
         ("teacher", "logistic_regression", "lightgbm"),
@@ -125,6 +126,31 @@ class CommitteeConfig(Section):
     ridge: float = Field(
         20.0, gt=0, description="Pull of the weights towards equal ones, in pseudo-pairs."
     )
+    calibration: Literal["platt", "isotonic"] = Field(
+        "platt",
+        description="Of each source, fold and label; isotonic adds a curve, for many pairs.",
+    )
+    calibration_ridge: float = Field(
+        1.0, gt=0, description="Pull of a fold's Platt scaling to that of all folds, and of this "
+        "to the identity, in pseudo-pairs.",
+    )  # fmt: skip
+
+    @field_validator("members")
+    @classmethod
+    def _are_distinct(cls, members: tuple[CommitteeMember, ...]) -> tuple[CommitteeMember, ...]:
+        if len(set(members)) != len(members):
+            raise ValueError("a member stands there twice; name each once")
+        return members
+
+    @field_validator("external")
+    @classmethod
+    def _have_names_of_their_own(cls, external: dict[str, Path]) -> dict[str, Path]:
+        for name in external:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"'{name}': a name has letters, digits, - and _ alone")
+            if name in get_args(CommitteeMember) or name.startswith("committee"):
+                raise ValueError(f"'{name}' is the name of a source of our own; take another")
+        return external
 
 
 class SignalsConfig(Section):
@@ -135,13 +161,6 @@ class SignalsConfig(Section):
         3, ge=1, description="Orders of the codes within visits that are read and averaged; 1 is "
         "the written one alone, which leaves train pairs without a spread.",
     )  # fmt: skip
-    calibration: Literal["platt", "isotonic"] = Field(
-        "platt", description="Of each source, fold and label; isotonic needs many pairs."
-    )
-    calibration_ridge: float = Field(
-        1.0, gt=0, description="Pull of Platt scaling towards the identity, in pseudo-pairs."
-    )
-    committee: CommitteeConfig = CommitteeConfig()
 
 
 class StudentConfig(TrainingConfig):
@@ -160,4 +179,6 @@ class StudentConfig(TrainingConfig):
     attention_until: float = Field(
         0.6, gt=0, le=1, description="Share of steps after which the attention term is off."
     )
-    calibration_ridge: float = Field(1.0, gt=0, description="As signals.calibration_ridge.")
+    calibration_ridge: float = Field(
+        1.0, gt=0, description="Pull of Platt scaling to the identity, in pseudo-pairs."
+    )

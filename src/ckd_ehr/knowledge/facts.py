@@ -1,4 +1,4 @@
-"""What is told besides a history: categories, treatments that go with resolution, guidelines.
+"""What is told besides a history: categories, treatments a disease goes away with, guidelines.
 
 In: the history alone, the knowledge stage's tables, a reader's settings. Out: sentences of facts
 for the narrative, and the citation of each. Every fact depends on the codes of the last visit and
@@ -20,7 +20,7 @@ from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import EFFICACY, GUIDELINES, Code, Kind, Span, Visit
 from ckd_ehr.data.phenotypes import LabelRules, ccs_of
 from ckd_ehr.knowledge.categories import category_path_of
-from ckd_ehr.knowledge.guidelines import Snippet, choose
+from ckd_ehr.knowledge.guidelines import OF_SITE, Snippet, choose
 from ckd_ehr.knowledge.pieces import PieceCounter
 
 EFFICACY_FILE, GUIDELINES_FILE = "efficacy.parquet", "guidelines.parquet"
@@ -114,6 +114,10 @@ class KnowledgeBase:
             return cite_efficacy(self._rows_by_key[fold, span.system, span.code])
         return "category of a code of the last visit (AHRQ CCS)"
 
+    def has_room(self, snippet: Snippet, counter: PieceCounter) -> bool:
+        """Whether a statement is short enough to be told at all."""
+        return _tokens_of(snippet, counter) <= self.settings.guidelines.max_tokens
+
     def _of(self, code: Code) -> Diagnosis:
         """A diagnosis's CCS category and the positions of its labels."""
         key = code.system, code.code
@@ -142,7 +146,7 @@ class KnowledgeBase:
         room = self.settings.guidelines.max_tokens
         told = []
         for snippet in self._choose(frozenset(ccs for ccs, _ in known if ccs is not None)):
-            tokens = counter.later(f" {snippet.text};")
+            tokens = _tokens_of(snippet, counter)
             if tokens <= room:
                 room -= tokens
                 told.append(Fact("guideline", GUIDELINE, snippet.snippet_id, snippet.text))
@@ -169,6 +173,10 @@ class KnowledgeBase:
     def _rows_by_key(self) -> Mapping[tuple[int, str, str], Row]:
         rows = [(fold, row) for (fold, _), rows in self._helpful.items() for row in rows]
         return {(fold, row["system"], _code_of(row)): row for fold, row in rows}
+
+
+def _tokens_of(snippet: Snippet, counter: PieceCounter) -> int:
+    return counter.later(f" {snippet.text};")
 
 
 def efficacy_fact(row: Row, *, given: bool) -> Fact:
@@ -211,7 +219,8 @@ def cite_snippet(snippet: Snippet) -> str:
     lines = f"lines {snippet.first_line}-{snippet.last_line}"
     if snippet.first_line == snippet.last_line:
         lines = f"line {snippet.first_line}"
-    return f"digest of {snippet.title}{doi}; {snippet.file}, {lines}"
+    whose = "the site's own digest" if snippet.snippet_id.startswith(OF_SITE) else "digest"
+    return f"{whose} of {snippet.title}{doi}; {snippet.file}, {lines}"
 
 
 def cite_efficacy(row: Row) -> str:

@@ -11,6 +11,7 @@ A rule finds the statements on progression; where it errs on the pinned pack,
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,6 +41,9 @@ from ckd_ehr.knowledge.markdown import Statement, split_front_matter, statements
 
 MAX_BYTES = 1 << 20
 REGISTRY, CONTENT = "registry.json", "content"
+SUFFIXES = (".md", ".markdown")
+PACK, SITE_FOLDER = "knowledge.guidelines.pack", "knowledge.guidelines.folder"
+OF_SITE = "site:"  # before the ids of a site's statements: its paths may be the pack's
 _SITE_KEYS = ("id", "title", "doi", "conditions")
 # What a statement on the course of a disease speaks of.
 _PROGRESSION = (
@@ -98,12 +102,19 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Digests:
-    """Snippets, and a line for each file or guideline that was left out."""
+    """Snippets, a line for each file or guideline that was left out, the ids of all guidelines.
 
-    snippets: tuple[Snippet, ...]
-    left_out: tuple[str, ...]
-    guidelines: int
-    files: int
+    `guidelines` counts those that have a snippet.
+    """
+
+    snippets: tuple[Snippet, ...] = ()
+    left_out: tuple[str, ...] = ()
+    guideline_ids: frozenset[str] = frozenset()
+
+    @property
+    def guidelines(self) -> int:
+        """How many guidelines have a snippet."""
+        return len({snippet.guideline_id for snippet in self.snippets})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +154,8 @@ def read_pack(folder: Path) -> Digests:
     """
     left_out: list[str] = []
     snippets: list[Snippet] = []
-    files = 0
-    for entry in _registry(folder / REGISTRY):
+    entries = _registry(folder / REGISTRY)
+    for entry in entries:
         name = str(entry["id"])
         if reason := _why_not(entry):
             left_out.append(f"{name}: {reason}")
@@ -163,9 +174,8 @@ def read_pack(folder: Path) -> Digests:
             snippets += _snippets(
                 guideline, f"{name}/{path.name}", _read(path), reviewed=reviewed_statements()
             )
-        files += len(paths)
-    guidelines = len({snippet.guideline_id for snippet in snippets})
-    return Digests(tuple(snippets), tuple(left_out), guidelines, files)
+    ids = frozenset(str(entry["id"]) for entry in entries)
+    return Digests(tuple(snippets), tuple(left_out), ids)
 
 
 def _why_not(entry: Mapping[str, object]) -> str | None:
@@ -183,15 +193,17 @@ def _why_not(entry: Mapping[str, object]) -> str | None:
 def read_site_folder(folder: Path) -> Digests:
     """A site's own digests: Markdown with front matter of id, title, doi and conditions.
 
-    Files without front matter are left out, and named.
+    Files without front matter are left out and named, and so are those without a statement on
+    progression.
 
     Raises:
-        CkdEhrError: the folder or a file cannot be used; names it, what is wrong and the remedy.
+        CkdEhrError: the folder or a file cannot be used, or no file has front matter; names it,
+            what is wrong and the remedy.
     """
     left_out: list[str] = []
     snippets: list[Snippet] = []
     seen: dict[str, str] = {}
-    paths = _markdown_files(folder)
+    paths = _markdown_files(folder, SITE_FOLDER)
     for path in paths:
         name = path.relative_to(folder).as_posix()
         guideline, lines, body = _split(path)
@@ -202,14 +214,22 @@ def read_site_folder(folder: Path) -> Digests:
             raise CkdEhrError(
                 f"{path}: id '{guideline.guideline_id}' is also that of {other}; give it another"
             )
-        snippets += _snippets(guideline, name, body, lines_before=lines)
-    return Digests(tuple(snippets), tuple(left_out), len(seen), len(paths))
+        found = tuple(_snippets(guideline, name, body, lines_before=lines, origin=OF_SITE))
+        snippets += found
+        if not found:
+            left_out.append(f"{name}: no statement on where a disease may lead")
+    if not seen:
+        raise CkdEhrError(
+            f"{SITE_FOLDER}: {folder}: none of its {len(paths)} Markdown files has "
+            f"front matter; begin each with a line ---, then {', '.join(_SITE_KEYS)}, then ---"
+        )
+    return Digests(tuple(snippets), tuple(left_out), frozenset(seen))
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, setting: str) -> str:
     """SHA-256 over the paths and bytes of a folder's Markdown files, and its registry if any."""
     digest = hashlib.sha256()
-    for path in [*_markdown_files(folder), *sorted(folder.glob(REGISTRY))]:
+    for path in [*_markdown_files(folder, setting), *sorted(folder.glob(REGISTRY))]:
         digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -267,11 +287,16 @@ def _snippets(
     text: str,
     *,
     lines_before: int = 0,
+    origin: str = "",
     reviewed: Mapping[str, tuple[str, bool]] = MappingProxyType({}),
 ) -> Iterator[Snippet]:
     """The statements to keep, by rule or as somebody has decided who read them."""
     seen: Counter[str] = Counter()
-    for statement in statements_of(text, lines_before=lines_before):
+    try:
+        statements = statements_of(text, lines_before=lines_before)
+    except ValueError as error:
+        raise CkdEhrError(f"guideline digest {file}: {error}; divide it by empty lines") from None
+    for statement in statements:
         place = f"{file}#L{statement.first_line}-L{statement.last_line}"
         if not _is_kept(statement, reviewed.get(place)):
             continue
@@ -279,7 +304,7 @@ def _snippets(
             continue
         seen[place] += 1
         yield Snippet(
-            snippet_id=place if seen[place] == 1 else f"{place}.{seen[place]}",
+            snippet_id=f"{origin}{place}" + (f".{seen[place]}" if seen[place] > 1 else ""),
             guideline_id=guideline.guideline_id,
             title=guideline.title,
             doi=guideline.doi,
@@ -304,7 +329,7 @@ def _registry(path: Path) -> list[Mapping[str, object]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CkdEhrError(
-            f"{path}: missing; knowledge.guidelines.pack must name a folder, or a pypi:// path, "
+            f"{path}: missing; {PACK} must name a folder, or a pypi:// path, "
             f"with {REGISTRY} and {CONTENT}/"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -319,15 +344,25 @@ def _registry(path: Path) -> list[Mapping[str, object]]:
     return entries
 
 
-def _markdown_files(folder: Path) -> list[Path]:
+def _markdown_files(folder: Path, setting: str) -> list[Path]:
+    """Those of a folder and the folders in it, linked ones too."""
     if not folder.is_dir():
-        raise CkdEhrError(
-            f"knowledge.guidelines: {folder}: no such folder; mend the path, or set it to null"
-        )
-    paths = sorted(path for path in folder.rglob("*.md") if path.is_file())
+        raise CkdEhrError(f"{setting}: {folder}: no such folder; mend the path, or set it to null")
+    paths, seen = [], set()
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(inner)) in seen:  # a link to a folder that holds it
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [Path(inner, name) for name in names if name.lower().endswith(SUFFIXES)]
     if not paths:
-        raise CkdEhrError(f"knowledge.guidelines: {folder}: holds no Markdown file (*.md)")
-    return paths
+        raise CkdEhrError(f"{setting}: {folder}: holds no Markdown file ({', '.join(SUFFIXES)})")
+    for path in paths:
+        if not (name := str(path)).isprintable():  # bytes that are not UTF-8 are not printable
+            raise CkdEhrError(
+                f"{ascii(name)[1:-1]}: its name is not UTF-8 or has control characters; rename it"
+            )
+    return sorted(paths)
 
 
 def _read(path: Path) -> str:
@@ -339,7 +374,9 @@ def _read(path: Path) -> str:
             )
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise CkdEhrError(f"{path}: has disappeared; put it back and run again") from None
+        raise CkdEhrError(
+            f"{path}: has disappeared, or is a link to nothing; put it back, or delete the link"
+        ) from None
     except UnicodeDecodeError as error:
         raise CkdEhrError(
             f"{path}: not UTF-8 (byte {error.start}); save it in that encoding"
@@ -356,13 +393,15 @@ def _split(path: Path) -> tuple[_Guideline | None, int, str]:
     if front_matter is None:
         return None, lines, body
     try:
-        written = yaml.safe_load(front_matter)
+        written = _yaml(front_matter)
+    except RecursionError:
+        raise CkdEhrError(f"{path}: its front matter is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 2})" if mark else ""
         raise CkdEhrError(f"{path}: its front matter is not valid YAML{place}") from None
     except ValueError as error:  # What YAML takes for a date may be none.
-        raise CkdEhrError(f"{path}: its front matter: {error}; put the value in quotes") from None
+        raise CkdEhrError(f"{path}: its front matter: {error}") from None
     if not isinstance(written, dict):
         raise CkdEhrError(f"{path}: its front matter must have {', '.join(_SITE_KEYS)}")
     try:
@@ -373,12 +412,26 @@ def _split(path: Path) -> tuple[_Guideline | None, int, str]:
     return _Guideline(found.id, found.title, found.doi, conditions), lines, body
 
 
+def _yaml(text: str) -> object:
+    """The value of a YAML text; a key that stands twice is an error, not the last of its values."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    keys = Counter(key.value for key, _ in root.value) if isinstance(root, yaml.MappingNode) else {}
+    if doubled := [key for key, times in keys.items() if times > 1]:
+        raise ValueError(f"'{doubled[0]}' stands there twice; leave one out")
+    return yaml.safe_load(text)
+
+
 def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = str(problem["loc"][0]) if problem["loc"] else "all of it"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _SITE_KEYS, n=1, cutoff=0.0)
-        return f"unknown key '{key}'; did you mean '{near[0]}'?"
+        near = difflib.get_close_matches(key, _SITE_KEYS, n=1)
+        remedy = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(_SITE_KEYS)}"
+        return f"unknown key '{key}'; {remedy}"
     if problem["type"] == "missing":
         return f"'{key}' is missing; it must have {', '.join(_SITE_KEYS)} (doi may be left out)"
-    return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
+    if problem["type"] == "value_error":
+        return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
+    if key == "conditions":
+        return f"{key}: write a list of CCS categories, each by number or name, as [108, 158]"
+    return f"{key}: write some text; put it in quotes if it is a number or a date"

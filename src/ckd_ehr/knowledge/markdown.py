@@ -14,14 +14,17 @@ from itertools import accumulate
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+LONGEST_PARAGRAPH = 10_000  # characters; the time to read one may grow with its square
 SHORT_ITEM, SHORT_STATEMENT, FRAGMENT, LONG_STATEMENT = 12, 6, 12, 60  # words
 _SKIPPED = ("table", "blockquote")
 _PASSED_OVER = re.compile(r"\b(limitations?|algorithms?|references?|see also)\b", re.IGNORECASE)
 # Classes of disease (NYHA, Killip) and stages of encephalopathy (Grade III) are no such grades.
+# No longer than 200 characters before and after: unclosed ones would take ages in a long line.
+_INSIDE = r"[^()\[\]]{0,200}"
 _GRADE = re.compile(
-    r"\s*[(\[](?![^()\[\]]*(?:\b(?:NYHA|Killip|WHO)\b|\bGrade [IV]+\b))"
-    r"[^()\[\]]*\b(?:Grade|Class|COR|LOE|Level|Graded|Conditional|Ungraded|Evidence|"
-    r"Strong|Recommendations?)\b[^()\[\]]*[)\]]"
+    rf" ?[(\[](?!{_INSIDE}(?:\b(?:NYHA|Killip|WHO)\b|\bGrade [IV]+\b))"
+    rf"{_INSIDE}\b(?:Grade|Class|COR|LOE|Level|Graded|Conditional|Ungraded|Evidence|"
+    rf"Strong|Recommendations?)\b{_INSIDE}[)\]]"
 )
 _NUMBERED = re.compile(r"^Recommendations?\s+[\d.]+[a-z]?\s*:\s*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
@@ -66,6 +69,9 @@ def statements_of(text: str, *, lines_before: int = 0) -> list[Statement]:
     Args:
         text: without front matter.
         lines_before: lines of the file that stand before the text.
+
+    Raises:
+        ValueError: a paragraph is too long to be a statement; names its first line.
 
     >>> text = "# Risk\\n\\nFactors that raise it:\\n\\n- **age**\\n- diabetes (Grade 1B)\\n"
     >>> [(s.text, s.first_line, s.last_line) for s in statements_of(text)]
@@ -124,6 +130,9 @@ def _blocks(text: str, lines_before: int) -> Iterator[_Block]:
         elif name == "heading":
             heading_level = int(token.tag[1:]) if step > 0 else 0
         elif token.type == "inline" and token.map and not skipped:
+            if len(token.content) > LONGEST_PARAGRAPH:
+                line = token.map[0] + lines_before + 1
+                raise ValueError(f"line {line}: a paragraph of {len(token.content):,} characters")
             words = _plain(words_reader.parseInline(token.content, links)[0])
             if heading_level:
                 headings = [h for h in headings if h[0] < heading_level]
@@ -142,6 +151,7 @@ def _plain(token: Token) -> str:
     words = "".join(pieces)
     if not words.isprintable():
         words = "".join(c if c.isprintable() else " " for c in words)
+    words = " ".join(words.split())
     return " ".join(_NUMBERED.sub("", _GRADE.sub("", words)).split())
 
 

@@ -29,16 +29,23 @@ from ckd_ehr.contracts.records import (
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.contracts.wheels import parse_wheel_path, unpack
 from ckd_ehr.knowledge.categories import category_path_of
-from ckd_ehr.knowledge.efficacy import count_efficacy
+from ckd_ehr.knowledge.efficacy import Efficacy, count_efficacy
 from ckd_ehr.knowledge.facts import (
     EFFICACY_FILE,
     GUIDELINES_FILE,
     KnowledgeBase,
     snippets_table,
 )
-from ckd_ehr.knowledge.guidelines import Digests, folder_digest, read_pack, read_site_folder
+from ckd_ehr.knowledge.guidelines import (
+    PACK,
+    SITE_FOLDER,
+    Digests,
+    folder_digest,
+    read_pack,
+    read_site_folder,
+)
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
-from ckd_ehr.knowledge.pieces import CountTokens
+from ckd_ehr.knowledge.pieces import CountTokens, PieceCounter
 from ckd_ehr.knowledge.telling import Figures, tell_all
 
 TITLES_FILE = "titles.parquet"
@@ -52,32 +59,29 @@ def guidelines_digests(settings: KnowledgeConfig) -> dict[str, str]:
     digests = {}
     if (pack := settings.guidelines.pack) is not None:
         wheel = parse_wheel_path(pack)
-        digests["guidelines.pack"] = wheel.sha256 if wheel else folder_digest(Path(pack))
+        digests["guidelines.pack"] = wheel.sha256 if wheel else folder_digest(Path(pack), PACK)
     if settings.guidelines.folder is not None:
-        digests["guidelines.folder"] = folder_digest(settings.guidelines.folder)
+        digests["guidelines.folder"] = folder_digest(settings.guidelines.folder, SITE_FOLDER)
     return digests
 
 
 def read_digests(settings: GuidelinesConfig) -> Digests:
     """The statements of the pack, fetched on first use, and of the site's own folder."""
-    parts = []
+    site, pack = Digests(), Digests()
+    if settings.folder is not None:
+        site = read_site_folder(settings.folder)
     if settings.pack is not None:
         wheel = parse_wheel_path(settings.pack)
-        parts.append(read_pack(unpack(wheel) if wheel else Path(settings.pack)))
-    if settings.folder is not None:
-        parts.append(read_site_folder(settings.folder))
-    snippets = tuple(snippet for part in parts for snippet in part.snippets)
-    ids = [{snippet.guideline_id for snippet in part.snippets} for part in parts]
-    if len(ids) > 1 and (doubled := sorted(ids[0] & ids[1])):
+        pack = read_pack(unpack(wheel) if wheel else Path(settings.pack))
+    if doubled := sorted(site.guideline_ids & pack.guideline_ids):
         raise CkdEhrError(
-            f"knowledge.guidelines.folder: {settings.folder}: id '{doubled[0]}' is also one of the "
+            f"{SITE_FOLDER}: {settings.folder}: id '{doubled[0]}' is also one of the "
             f"pack's; give the site's own guideline another id"
         )
     return Digests(
-        snippets=snippets,
-        left_out=tuple(line for part in parts for line in part.left_out),
-        guidelines=sum(part.guidelines for part in parts),
-        files=sum(part.files for part in parts),
+        snippets=pack.snippets + site.snippets,
+        left_out=site.left_out + pack.left_out,
+        guideline_ids=site.guideline_ids | pack.guideline_ids,
     )
 
 
@@ -86,6 +90,9 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
     settings, phenotypes = context.config.knowledge, context.config.labels.selected
     visits = read_table(context.inputs["cohort"] / "visits.parquet", VISITS)
     pairs = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
+    digests = read_digests(settings.guidelines) if settings.uses_guidelines else Digests()
+    context.say(_said_of_guidelines(digests, settings))
+    write_table(snippets_table(digests.snippets), context.folder / GUIDELINES_FILE, GUIDELINES)
     efficacy = count_efficacy(
         visits,
         pairs,
@@ -95,12 +102,7 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
     )
     write_table(efficacy.table, context.folder / EFFICACY_FILE, EFFICACY)
     write_fitted(context.folder / FITTED, efficacy.fitted)
-    context.say(_said_of_efficacy(efficacy.table))
-    digests = Digests((), (), 0, 0)
-    if settings.uses_guidelines:
-        digests = read_digests(settings.guidelines)
-        context.say(_said_of_guidelines(digests))
-    write_table(snippets_table(digests.snippets), context.folder / GUIDELINES_FILE, GUIDELINES)
+    context.say(_said_of_efficacy(efficacy))
     base = KnowledgeBase(
         efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
     )
@@ -117,8 +119,17 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
     }
     for reader, (table, facts) in tell_all(visits, pairs, base, count_tokens).items():
         write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
-        summary[reader] = facts
+        too_long = 0
+        if settings.readers[reader].guidelines:
+            counter = PieceCounter(count_tokens[reader])
+            too_long = sum(not base.has_room(snippet, counter) for snippet in digests.snippets)
+        summary[reader] = {**facts, "statements_too_long": too_long}
         context.say(_said_of_reader(reader, facts))
+        if too_long:
+            context.say(
+                f"{reader}: {too_long} of {len(digests.snippets)} statements are longer than "
+                f"knowledge.guidelines.max_tokens={settings.guidelines.max_tokens}, and never told"
+            )
     write_json(context.folder / "summary.json", summary)
     _audit(context)
 
@@ -185,12 +196,16 @@ def _efficacy_facts(table: pa.Table) -> dict[str, int]:
     }
 
 
-def _said_of_efficacy(table: pa.Table) -> str:
-    facts = _efficacy_facts(table)
-    return (
-        f"efficacy: {facts['compared']:,} combinations of disease and treatment compared, "
-        f"{facts['helpful']:,} go with resolution"
+def _said_of_efficacy(efficacy: Efficacy) -> str:
+    facts = _efficacy_facts(efficacy.table)
+    said = (
+        f"efficacy: {facts['compared']:,} combinations of disease and treatment compared, after "
+        f"{facts['helpful']:,} the disease is coded less often"
     )
+    if facts["compared"]:
+        return said
+    why = "; ".join(f"{reason}: {times:,}" for reason, times in efficacy.left_out.items() if times)
+    return f"{said} ({why or 'no treatment of a disease to predict on record'})"
 
 
 def _said_of_reader(reader: Reader, facts: Figures) -> str:
@@ -201,7 +216,11 @@ def _said_of_reader(reader: Reader, facts: Figures) -> str:
     )
 
 
-def _said_of_guidelines(digests: Digests) -> str:
+def _said_of_guidelines(digests: Digests, settings: KnowledgeConfig) -> str:
+    if not settings.uses_guidelines:
+        folder = settings.guidelines.folder
+        ignored = f"; knowledge.guidelines.folder={folder} is not read" if folder else ""
+        return f"guidelines: told to no reader (knowledge.teacher.guidelines=false){ignored}"
     said = f"guidelines: {len(digests.snippets):,} statements of {digests.guidelines} digests"
     if not digests.left_out:
         return said

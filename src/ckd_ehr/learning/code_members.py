@@ -38,7 +38,7 @@ def _fit_fold(
     member: CommitteeMember,
     fold: int,
 ) -> tuple[FoldOpinion, FittedOn]:
-    settings = context.config.signals.committee
+    settings = context.config.committee
     train = (pairs.split == "train") & pairs.labelled & (pairs.fold != fold)
     features = code_features(visits, table, fit_on=train)
     if member == "lightgbm":

@@ -5,10 +5,11 @@ and the stacked log-odds. Ignores: what the members are. A small LLM is not auto
 better teacher; what each member is worth shows in its weight, and in what is lost without it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # PyTorch comes with it, and a run that is current loads none
     from ckd_ehr.learning.examples import PairTable
 
 COMMITTEE = "committee"
+ROUNDING = 1e-6  # by which a probability in float32 may exceed 1
 WITHOUT = "committee_without_"
 
 
@@ -80,27 +82,44 @@ def _fit_label(log_odds: Floats, labels: Bools, ridge: float) -> Floats:
     return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
+class Stacked(NamedTuple):
+    """Stacked log-odds (pairs, labels), how far the members differ, and the stack.
+
+    `spread` is the members' standard deviation, each counted by its weight; NaN for one member.
+    """
+
+    log_odds: Floats
+    spread: Floats
+    stack: Stack
+
+
 def stacked_sources(
     members: Mapping[str, Floats], pairs: "PairTable", *, ridge: float
-) -> tuple[dict[str, Floats], dict[str, Stack]]:
-    """The committee, and the committee without each of its members.
+) -> dict[str, Stacked]:
+    """The committee, and the committee without each of its members, by source.
 
     Args:
         members: calibrated log-odds (pairs, labels) by name, out of fold on train.
-
-    Returns:
-        Log-odds (pairs, labels) by source, and the stacks they come from.
     """
     rows = pairs.rows(split="train", labelled=True)
     every = {COMMITTEE: list(members)}
     if len(members) > 2:
         every |= {f"{WITHOUT}{one}": [name for name in members if name != one] for one in members}
-    log_odds, stacks = {}, {}
+    stacked = {}
     for source, names in every.items():
         opinions = np.stack([members[name] for name in names])
-        stacks[source] = fit_stack(opinions[:, rows], pairs.labels[rows], ridge=ridge)
-        log_odds[source] = stacks[source].apply(opinions)
-    return log_odds, stacks
+        stack = fit_stack(opinions[:, rows], pairs.labels[rows], ridge=ridge)
+        stacked[source] = Stacked(stack.apply(opinions), _spread(opinions, stack.weights), stack)
+    return stacked
+
+
+def _spread(opinions: Floats, weights: Floats) -> Floats:
+    """Standard deviation (pairs, labels) of opinions (members, pairs, labels) by their weights."""
+    if len(opinions) == 1:
+        return np.full(opinions.shape[1:], np.nan)
+    shares = (weights + 1e-12) / (weights + 1e-12).sum(0)  # all alike where no member counts
+    mean = np.einsum("mpk,mk->pk", opinions, shares)
+    return np.asarray(np.sqrt(np.einsum("mpk,mk->pk", (opinions - mean) ** 2, shares)))
 
 
 def external_digests(external: Mapping[str, Path]) -> dict[str, str]:
@@ -109,7 +128,7 @@ def external_digests(external: Mapping[str, Path]) -> dict[str, str]:
     for name, path in external.items():
         if not path.is_file():
             raise CkdEhrError(
-                f"signals.committee.external.{name}: {path}: no such file; it takes a Parquet file "
+                f"committee.external.{name}: {path}: no such file; it takes a Parquet file "
                 "with pair_id and a column a label"
             )
         digests[f"committee.{name}"] = sha256_of(path)
@@ -123,18 +142,25 @@ def read_external(path: Path, name: str, pairs: "PairTable") -> Floats:
         CkdEhrError: the file cannot be read, lacks a label or a pair, names a pair twice, or
             holds something that is no probability.
     """
-    origin = f"signals.committee.external.{name}: {path}"
+    origin = f"committee.external.{name}: {path}"
     columns = ["pair_id", *pairs.label_names]
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        found = Counter(file.schema_arrow.names)
+        for column in columns:
+            if found[column] != 1:
+                said = "is missing" if not found[column] else f"stands there {found[column]} times"
+                raise CkdEhrError(
+                    f"{origin}: column '{column}' {said}; write pair_id and one column a label, "
+                    "named as in the labels' metadata of pairs.parquet"
+                )
+        table = file.read([*columns, *(["fold"] if found["fold"] == 1 else [])])
     except (OSError, pa.ArrowException) as error:
         raise CkdEhrError(f"{origin}: no Parquet file ({type(error).__name__})") from None
-    if missing := [column for column in columns if column not in table.column_names]:
-        raise CkdEhrError(
-            f"{origin}: column '{missing[0]}' is missing; write pair_id and one column a label, "
-            "named as in the labels' metadata of pairs.parquet"
-        )
-    ids = table["pair_id"].cast(pa.string()).combine_chunks()
+    try:
+        ids = table["pair_id"].cast(pa.string()).combine_chunks()
+    except pa.ArrowException:
+        raise CkdEhrError(f"{origin}: column 'pair_id' holds no text") from None
     if len(pc.unique(ids)) != len(ids):
         raise CkdEhrError(f"{origin}: a pair_id stands there more than once; write each pair once")
     places = pc.index_in(pa.array(pairs.pair_ids), value_set=ids)
@@ -144,10 +170,26 @@ def read_external(path: Path, name: str, pairs: "PairTable") -> Floats:
             "of pairs.parquet, the unlabelled ones too"
         )
     taken = table.take(places)
+    if "fold" in table.column_names and taken["fold"].to_pylist() != pairs.fold.tolist():
+        raise CkdEhrError(
+            f"{origin}: its folds are not those of pairs.parquet: it was made for another cohort "
+            "or split, whose models may have seen the patients they speak of; make it anew"
+        )
     values = _probabilities(
         [taken[label] for label in pairs.label_names], origin, pairs.label_names
     )
-    return safe_logit(values)
+    return np.column_stack([_log_odds(column) for column in values.T])
+
+
+def _log_odds(probabilities: Floats) -> Floats:
+    """Log-odds; 0 and 1 count as half of what else comes nearest to them.
+
+    A forest of 100 trees says 0 where it means less than 0.01: taken at its word, such a pair would
+    outweigh all others in calibration.
+    """
+    inner = probabilities[(probabilities > 0) & (probabilities < 1)]
+    nearest = np.minimum(inner, 1 - inner).min(initial=0.5)
+    return safe_logit(probabilities, floor=max(float(nearest) / 2, 1e-6))
 
 
 def _probabilities(
@@ -159,9 +201,14 @@ def _probabilities(
             values[:, k] = column.cast(pa.float64()).to_numpy()
         except (pa.ArrowException, ValueError):
             raise CkdEhrError(f"{origin}: column '{labels[k]}' holds no numbers") from None
-        if not ((values[:, k] >= 0) & (values[:, k] <= 1)).all():
+        if not ((values[:, k] >= -ROUNDING) & (values[:, k] <= 1 + ROUNDING)).all():
             raise CkdEhrError(
                 f"{origin}: column '{labels[k]}' holds something outside 0 to 1; write "
                 "probabilities, without gaps"
             )
-    return values
+        if len(values) and np.isin(values[:, k], (0, 1)).all():
+            raise CkdEhrError(
+                f"{origin}: column '{labels[k]}' holds nothing but 0 and 1; write probabilities, "
+                "not decisions"
+            )
+    return values.clip(0, 1)

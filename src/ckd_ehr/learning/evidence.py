@@ -17,13 +17,14 @@ from ckd_ehr.learning.scoring import Floats
 TOP = 5
 ROWS_AT_ONCE = 20_000
 CONCEPT = pa.struct([pa.field("concept_id", pa.string()), pa.field("log_odds", pa.float32())])
+VISIT = pa.struct([pa.field("visit_index", pa.int32()), pa.field("log_odds", pa.float32())])
 EVIDENCE = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
         pa.field("knowledge_share", pa.float32(), nullable=False),
         pa.field("reading_share", pa.float32(), nullable=False),
-        pa.field("visits", pa.list_(pa.float32()), nullable=False),
+        pa.field("visits", pa.list_(VISIT), nullable=False),
         pa.field("concepts", pa.list_(CONCEPT), nullable=False),
     ]
 )
@@ -46,7 +47,8 @@ def evidence_rows(
     knowledge = np.array([span.from_knowledge for span in spans], dtype=bool)
     knowledge_share = size[:, 1:][:, knowledge].sum(1) / total
     reading_share = size[:, 0] / total
-    visits = evidence[:, 1:] @ _visit_members(spans)
+    numbers, members = _visits(spans)
+    visits = evidence[:, 1:] @ members
     top = np.argsort(-size[:, 1:], axis=1, kind="stable")[:, :TOP]
     return [
         {
@@ -54,7 +56,10 @@ def evidence_rows(
             "label": label,
             "knowledge_share": float(knowledge_share[k]),
             "reading_share": float(reading_share[k]),
-            "visits": visits[k].tolist(),
+            "visits": [
+                {"visit_index": number, "log_odds": float(value)}
+                for number, value in zip(numbers, visits[k], strict=True)
+            ],
             "concepts": [
                 {"concept_id": spans[c].concept_id, "log_odds": float(evidence[k, 1 + c])}
                 for c in top[k]
@@ -64,15 +69,15 @@ def evidence_rows(
     ]
 
 
-def _visit_members(spans: Sequence[Span]) -> Floats:
-    """(concepts, visits): which concept of the record belongs to which of the told visits."""
+def _visits(spans: Sequence[Span]) -> tuple[list[int], Floats]:
+    """The told visits, and (concepts, visits) which concept of the record belongs to which."""
     told = [
         span.visit_index if span.kind != "demographics" and not span.from_knowledge else -1
         for span in spans
     ]
     numbers = sorted({number for number in told if number >= 0})
     member = np.array(told)[:, None] == np.array(numbers, dtype=int)[None, :]
-    return np.asarray(member, dtype=np.float64)
+    return numbers, np.asarray(member, dtype=np.float64)
 
 
 def evidence_table(rows: Iterable[dict[str, object]]) -> pa.Table:

@@ -24,6 +24,7 @@ class PairTable:
     """The cohort's pairs as aligned columns (pairs,), labels (pairs, labels)."""
 
     pair_ids: tuple[str, ...]
+    subject_ids: NDArray[np.int64]
     split: NDArray[np.str_]
     fold: NDArray[np.int8]
     labelled: NDArray[np.bool_]
@@ -51,6 +52,7 @@ def read_pairs(cohort: Path) -> PairTable:
     rows = table.column("labels").to_pylist()
     return PairTable(
         pair_ids=tuple(table.column("pair_id").to_pylist()),
+        subject_ids=table.column("subject_id").to_numpy(),
         split=np.asarray(table.column("split").to_pylist()),
         fold=table.column("fold").to_numpy(),
         labelled=np.array([row is not None for row in rows]),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table
 from ckd_ehr.contracts.records import (
     SOFT_LABELS,
@@ -88,13 +89,18 @@ def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConf
     all fold teachers. Isotonic curves, if a run has them, are left out: they have no parts.
 
     Args:
-        inputs: the folders of the stages `cohort`, `knowledge`, `teacher` and `signals`.
+        inputs: the folders of the stages `cohort`, `knowledge`, `teacher` and `committee`.
+
+    Raises:
+        CkdEhrError: the run has no such pair, or its teacher is of other labels.
     """
     narrative, citations = cite_narrative(inputs, config, pair_id=pair_id, reader="teacher")
     pairs = read_pairs(inputs["cohort"])
     own = int(pairs.fold[pairs.pair_ids.index(pair_id)])
     folds = [own] if own >= 0 else list(range(config.splits.folds))
     reader = teacher_reader(config, pairs.label_names)
+    for fold in folds:
+        _refuse_other_labels(inputs["teacher"] / f"fold_{fold}", pairs.label_names)
     opinions = [_teachers_evidence(inputs, config, reader, narrative, fold) for fold in folds]
     mean = Evidence(
         np.mean([opinion.parts for opinion in opinions], axis=0),
@@ -110,9 +116,17 @@ def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConf
             labels=pairs.label_names,
             prevalence=pairs.prevalence(),
             citations=citations,
-            spread=_spread(inputs["signals"], pair_id),
+            spread=_spread(inputs["committee"], pair_id),
         ),
     )
+
+
+def _refuse_other_labels(teacher: Path, labels: Sequence[str]) -> None:
+    if read_json(teacher / "head.json")["labels"] != list(labels):
+        raise CkdEhrError(
+            f"{teacher}: its labels, or their order, are not the cohort's; run stage teacher and "
+            "those after it again"
+        )
 
 
 def _teachers_evidence(
@@ -132,19 +146,19 @@ def _teachers_evidence(
         )
     bias = model.head.bias.detach().cpu().double().numpy()
     return calibrated_evidence(
-        output.evidence[0].double().numpy(), bias, _scaling(inputs["signals"], fold)
+        output.evidence[0].double().numpy(), bias, _scaling(inputs["committee"], fold)
     )
 
 
-def _scaling(signals: Path, fold: int) -> PlattScaling:
-    facts = read_json(signals / "committee.json")["teacher"]
+def _scaling(committee: Path, fold: int) -> PlattScaling:
+    facts = read_json(committee / "committee.json")["teacher"]
     assert isinstance(facts, dict)
     line = facts["platt"][fold]
     return PlattScaling(np.asarray(line["slope"]), np.asarray(line["intercept"]))
 
 
-def _spread(signals: Path, pair_id: str) -> Floats | None:
-    table = read_table(signals / "soft_labels.parquet", SOFT_LABELS)
+def _spread(committee: Path, pair_id: str) -> Floats | None:
+    table = read_table(committee / "soft_labels.parquet", SOFT_LABELS)
     mine = pc.and_(pc.equal(table["pair_id"], pair_id), pc.equal(table["source"], "teacher"))
     [spread] = table.filter(mine)["spread"].to_pylist()
     return None if spread is None else np.asarray(spread)

@@ -62,7 +62,7 @@ class StudentPredictor:
     @classmethod
     def load(cls, run: Path, variant: Variant = "distilled") -> "StudentPredictor":
         """The student of a run directory."""
-        return cls(run / "06_student" / variant, knowledge=run / "03_knowledge")
+        return cls(run / "07_student" / variant, knowledge=run / "03_knowledge")
 
     def narrate(self, history: Sequence[Visit]) -> Narrative:
         """The text the student reads of a history (oldest visit first)."""

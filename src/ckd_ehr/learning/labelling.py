@@ -2,9 +2,12 @@
 
 In: a trained fold teacher, narratives. Out: raw log-odds of each order, and per pair what each
 label rests on: attention, evidence, and the reading position's own attention layer by layer.
-Chunks of pairs are written as they are done, so that a kill loses one. Ignores: calibration.
+Chunks of pairs are written as they are done, so that a kill loses one: of each chunk a shard for
+the student (of train pairs alone), then the opinions, with which it counts as done. Ignores:
+calibration.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -25,11 +29,11 @@ from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.orders import generator_of, shuffled
 from ckd_ehr.learning.reading import pick_device, reading
 from ckd_ehr.learning.readout import Readout, recording
-from ckd_ehr.learning.soft_labels import FoldOpinion, rows_to_label
+from ckd_ehr.learning.signal_store import EVIDENCE, LOGITS, opinions_name, shard_name
+from ckd_ehr.learning.soft_labels import rows_to_label
 from ckd_ehr.learning.teacher import load_teacher, trained_in
 
 CHUNK = 256
-LOGITS = "logits"
 
 
 @dataclass
@@ -83,40 +87,40 @@ class FoldLabeller:
         self.folder = context.inputs["teacher"] / f"fold_{fold}"
         self.precision = trained_in(self.folder)
         self.device = pick_device(context.config.device)
-        self.batch_tokens = context.config.signals.batch_tokens
+        self.batch_tokens = 0
         self._model: LabelAttentionModel | None = None
 
-    def read(self) -> None:
+    def read(self, batch_tokens: int) -> int:
         """Read every pair that has not been read by an earlier, killed start.
 
         Of several processes each reads its share of the chunks.
+
+        Returns:
+            The tokens of a batch that memory has sufficed for.
         """
+        self.batch_tokens = batch_tokens
         for number, start in enumerate(range(0, len(self.rows), CHUNK)):
-            if number % world_size() == rank() and not self._path(start).is_file():
+            if number % world_size() == rank() and not self._is_done(start):
                 self._label_chunk(start)
                 done = min(start + CHUNK, len(self.rows))
                 self.context.say(
                     f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
                 )
         self._model = None  # the next fold's takes its place in memory
+        return self.batch_tokens
 
-    def opinion(self) -> FoldOpinion:
-        """What the teacher says of its rows, when all have been read."""
-        logits = [
-            load_file(self._path(start))[LOGITS].double().numpy()
-            for start in range(0, len(self.rows), CHUNK)
-        ]
-        shape = (self.context.config.signals.orders, 0, 0)
-        return FoldOpinion(
-            self.fold, self.rows, np.concatenate(logits, axis=1) if logits else np.zeros(shape)
-        )
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Each train pair, and the shard in which its signals are."""
+        for place, pair_id in enumerate(self.pair_ids):
+            if self.is_train[place]:
+                yield pair_id, shard_name(self.fold, place - place % CHUNK)
 
-    def chunks(self) -> Iterator[tuple[int, list[str], dict[str, Tensor]]]:
-        """Of each chunk its number, its pairs, and their tensors as `pair_id/name`."""
+    def publish(self) -> None:
+        """Move what has been read to where the stage's results are."""
         for start in range(0, len(self.rows), CHUNK):
-            tensors = load_file(self._path(start))
-            del tensors[LOGITS]
-            yield start, self.pair_ids[start : start + CHUNK], tensors
+            for name in (shard_name(self.fold, start), opinions_name(self.fold, start)):
+                if (path := self.context.work / name).is_file():
+                    path.rename(self.context.folder / name)
 
     def example(self, pair_id: str, *, order: int = 0) -> Example:
         """The pair as the teacher reads it; order 0 is the written one."""
@@ -126,8 +130,14 @@ class FoldLabeller:
             narrative = shuffled(narrative, rng)
         return self.reader.example(pair_id, narrative)
 
-    def _path(self, start: int) -> Path:
-        return self.context.work / f"fold_{self.fold}_{start:08d}.safetensors"
+    def _is_done(self, start: int) -> bool:
+        """Whether an earlier start has read the chunk; a damaged one is read again."""
+        path = self.context.work / opinions_name(self.fold, start)
+        try:
+            with safe_open(path, framework="pt"):
+                return True
+        except (OSError, SafetensorError):
+            return False
 
     def _label_chunk(self, start: int) -> None:
         pair_ids = self.pair_ids[start : start + CHUNK]
@@ -141,15 +151,16 @@ class FoldLabeller:
             by_order.append(logits)
             for mine, other, here, there in zip(signals, others, written, examples, strict=True):
                 mine.add(_in_order_of(here, there, other))
-        tensors = {LOGITS: torch.stack(by_order)}
+        opinions = {LOGITS: torch.stack(by_order)}
+        shard: dict[str, Tensor] = {}
         for place, pair_id in enumerate(pair_ids):
-            kept = signals[place].tensors(divided_by=orders)
-            if not self.is_train[start + place]:
-                kept = {"evidence": kept["evidence"]}
-            tensors |= {f"{pair_id}/{name}": value for name, value in kept.items()}
-        temporary = self._path(start).with_suffix(".tmp")
-        save_file(tensors, temporary)
-        temporary.rename(self._path(start))
+            known = signals[place].tensors(divided_by=orders)
+            opinions[f"{pair_id}/{EVIDENCE}"] = known.pop(EVIDENCE)
+            if self.is_train[start + place]:
+                shard |= {f"{pair_id}/{name}": value for name, value in known.items()}
+        if shard:
+            _save(shard, self.context.work / shard_name(self.fold, start))
+        _save(opinions, self.context.work / opinions_name(self.fold, start))
 
     def _read(self, examples: Sequence[Example]) -> tuple[Tensor, list[PairSignals]]:
         """Logits (pairs, labels), and each pair's signals."""
@@ -163,7 +174,10 @@ class FoldLabeller:
             try:
                 output, readout = self._forward(model, [examples[row] for row in rows])
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                waiting = [*self._smaller(rows, lengths, error), *waiting]
+                left = [row for batch in waiting for row in batch]
+                waiting = self._smaller(rows, lengths, error)
+                later = batches_by_tokens([lengths[row] for row in left], self.batch_tokens)
+                waiting += [[left[place] for place in batch] for batch in later]
                 continue
             shares, retained = readout.shares().cpu(), readout.retained().cpu()
             for place, row in enumerate(rows):
@@ -189,9 +203,11 @@ class FoldLabeller:
                 f"teacher of fold {self.fold}: out of memory on one text of {lengths[rows[0]]} "
                 "tokens; lower knowledge.teacher.max_tokens, or free memory"
             ) from None
-        self.batch_tokens = max(1, len(rows) * max(lengths[row] for row in rows) // 2)
-        self.context.say(f"    out of memory: batches of {self.batch_tokens:,} tokens from now on")
-        parts = batches_by_tokens([lengths[row] for row in rows], self.batch_tokens)
+        half = max(1, len(rows) * max(lengths[row] for row in rows) // 2)
+        if half < self.batch_tokens:
+            self.batch_tokens = half
+            self.context.say(f"    out of memory: batches of {half:,} tokens from now on")
+        parts = batches_by_tokens([lengths[row] for row in rows], half)
         return [[rows[place] for place in part] for part in parts]
 
     def _forward(
@@ -213,6 +229,15 @@ class FoldLabeller:
             settings = self.context.config.teacher.model_copy(update={"precision": self.precision})
             self._model = load_teacher(settings, self.folder, device=self.device, readout=True)
         return self._model
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a whole file or none, on the disk before it has its name."""
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(path)
 
 
 def _is_of_memory(error: RuntimeError) -> bool:

@@ -283,41 +283,44 @@ class PlattScaling:
         return np.asarray(np.asarray(logits, dtype=np.float64) * self.slope + self.intercept)
 
 
-def fit_platt(logits: ArrayLike, labels: ArrayLike, ridge: float = 1.0) -> PlattScaling:
+def fit_platt(
+    logits: ArrayLike, labels: ArrayLike, ridge: float = 1.0, towards: PlattScaling | None = None
+) -> PlattScaling:
     """Fit slope and intercept per label by penalised logistic regression (Platt 1999).
 
-    Minimises Σ_pairs log-loss + ridge/2 · ((slope − 1)² + intercept²), so little data moves
-    little. A label with one class only (or no pairs at all) keeps the identity: it says nothing
-    of the slope, and its level in a handful of pairs is noise. The slope stays ≥ 0.05, so
-    calibration never reverses or erases a ranking.
+    Minimises Σ_pairs log-loss + ridge/2 · ((slope − a)² + (intercept − b)²) with `towards` (a, b),
+    the identity (1, 0) unless given, so little data moves little. A label with one class only (or
+    no pairs at all) keeps (a, b): it says nothing of the slope, and its level in a handful of pairs
+    is noise. The slope stays ≥ 0.05, so calibration never reverses or erases a ranking.
 
     Args:
         logits: (pairs, labels), of pairs the model was not fitted on.
         labels: (pairs, labels) of bool.
-        ridge: strength of the pull to (1, 0), in pseudo-pairs.
+        ridge: strength of the pull, in pseudo-pairs.
+        towards: where to.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
-    scaling = PlattScaling(slope=np.ones(logits.shape[1]), intercept=np.zeros(logits.shape[1]))
+    start = towards or PlattScaling(np.ones(logits.shape[1]), np.zeros(logits.shape[1]))
+    scaling = PlattScaling(start.slope.copy(), start.intercept.copy())
     for k in range(logits.shape[1]):
         if labels[:, k].any() and not labels[:, k].all():
-            fitted = _fit_label(logits[:, k], labels[:, k], ridge)
+            centre = np.array([start.slope[k], start.intercept[k]])
+            fitted = _fit_label(logits[:, k], labels[:, k], ridge, centre)
             scaling.slope[k], scaling.intercept[k] = fitted
     return scaling
 
 
-def _fit_label(logits: Floats, labels: Bools, ridge: float) -> Floats:
-    identity = np.array([1.0, 0.0])
-
+def _fit_label(logits: Floats, labels: Bools, ridge: float, centre: Floats) -> Floats:
     def loss(line: Floats) -> tuple[float, Floats]:
         calibrated = line[0] * logits + line[1]
         residual = expit(calibrated) - labels
-        pull = line - identity
+        pull = line - centre
         value = np.logaddexp(0, calibrated).sum() - calibrated[labels].sum()
         gradient = np.array([residual @ logits, residual.sum()]) + ridge * pull
         return float(value + ridge / 2 * pull @ pull), gradient
 
     bounds = [(SMALLEST_SLOPE, None), (None, None)]
-    return np.asarray(minimize(loss, identity, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    return np.asarray(minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
 def safe_logit(probabilities: ArrayLike, *, floor: float = 1e-6) -> Floats:

@@ -1,13 +1,16 @@
 """Reading signals by key: what was written for another text or teacher is refused.
 
-In: a signals folder, the teacher's folder. Out: soft labels, concept attention, and whether all of
-it is whole. Ignores: how signals were made.
+In: a signals folder, the teacher's folder. Out: concept attention, and whether all of it is whole;
+the teacher's opinions and evidence. Ignores: how signals were made.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +20,20 @@ from safetensors import SafetensorError, safe_open
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_table, sha256_of
+from ckd_ehr.contracts.files import read_json, read_table, sha256_of
 from ckd_ehr.contracts.records import SOFT_LABELS, Narrative
+from ckd_ehr.learning.examples import PairTable
 from ckd_ehr.learning.precision import Arithmetic
+from ckd_ehr.learning.scoring import Floats
+from ckd_ehr.learning.soft_labels import FoldOpinion, rows_to_label
 from ckd_ehr.learning.teacher import trained_in
 from ckd_ehr.learning.weights import model_digest
 
 TEMPLATE = "narrative-2"
 KEPT = ("attention", "readout", "retained", "state")
+REMEDY = "rerun stage signals"
+LOGITS, EVIDENCE = "logits", "evidence"
+OF_THE_MACHINE = ("base_model_name_or_path", "revision", "peft_version")
 
 INDEX = pa.schema(
     [
@@ -45,7 +54,7 @@ class FoldTeacher:
     adapter: str
     fold: int
     precision: Arithmetic
-    orders: int
+    reading: str
 
     @classmethod
     def of(cls, config: RunConfig, folder: Path, fold: int) -> "FoldTeacher":
@@ -56,22 +65,102 @@ class FoldTeacher:
             adapter=adapter_digest(here),
             fold=fold,
             precision=trained_in(here),
-            orders=config.signals.orders,
+            reading=_reading(config),
         )
 
     def key(self, text: str) -> str:
-        """hash(text, template, tokenizer and weights, adapter, fold, dtype, orders).
+        """hash(text, template, tokenizer and weights, adapter, fold, dtype, how it is read).
 
         The dtype is what was computed in, never `auto`: that is not the same on every machine.
         """
-        facts = (self.model, self.adapter, str(self.fold), self.precision, str(self.orders))
+        facts = (self.model, self.adapter, str(self.fold), self.precision, self.reading)
         return hashlib.sha256("\0".join((text, TEMPLATE, *facts)).encode()).hexdigest()[:32]
 
 
 def adapter_digest(folder: Path) -> str:
-    """The identity of a fold teacher's trained weights."""
-    files = ("adapter_model.safetensors", "head.safetensors")
-    return hashlib.sha256("".join(sha256_of(folder / name) for name in files).encode()).hexdigest()
+    """The identity of a fold teacher's trained weights, their scale, and the labels they are of."""
+    files = ("adapter_model.safetensors", "head.safetensors", "head.json")
+    adapter = read_json(folder / "adapter_config.json")
+    facts = {name: value for name, value in adapter.items() if name not in OF_THE_MACHINE}
+    parts = [*(sha256_of(folder / name) for name in files), json.dumps(facts, sort_keys=True)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _reading(config: RunConfig) -> str:
+    """The settings that decide what a trained teacher says of a text."""
+    teacher, orders = config.teacher, config.signals.orders
+    facts: dict[str, object] = {
+        "orders": orders,
+        "seed": config.seed if orders > 1 else None,
+        "bidirectional": teacher.bidirectional,
+        "quantize": teacher.quantize,
+        "pooling": teacher.head_pooling,
+        "prompt_tokens": teacher.paper.max_tokens if teacher.recipe == "paper" else None,
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def shard_name(fold: int, start: int) -> str:
+    """The file of what the student reads of a chunk of pairs."""
+    return f"signals-{fold}-{start:08d}.safetensors"
+
+
+def opinions_name(fold: int, start: int) -> str:
+    """The file of a chunk's raw log-odds (orders, pairs, labels), and evidence by pair."""
+    return f"opinions-{fold}-{start:08d}.safetensors"
+
+
+def read_opinions(folder: Path, fold: int, pairs: PairTable) -> FoldOpinion:
+    """What the teacher without a fold says of the fold's pairs and of all later splits."""
+    rows = rows_to_label(pairs, fold)
+    parts = []
+    for path in _opinion_files(folder, fold):
+        with _opened(path) as shard:
+            parts.append(shard.get_tensor(LOGITS).double().numpy())
+    logits = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0, len(pairs.label_names)))
+    if logits.shape[1:] != (len(rows), len(pairs.label_names)):
+        raise CkdEhrError(
+            f"{folder}: opinions of {logits.shape[1]:,} pairs and {logits.shape[2]} labels, the "
+            f"cohort has {len(rows):,} and {len(pairs.label_names)}; {REMEDY}"
+        )
+    return FoldOpinion(fold, rows, logits)
+
+
+def read_evidence(folder: Path, fold: int) -> Iterator[tuple[str, Floats]]:
+    """Each pair's evidence of raw log-odds (labels, 1 + concepts) by the teacher without a fold."""
+    for path in _opinion_files(folder, fold):
+        with _opened(path) as shard:
+            for name in shard.keys():  # noqa: SIM118 - it is no mapping
+                if name != LOGITS:
+                    yield name.split("/")[0], shard.get_tensor(name).double().numpy()
+
+
+def _opinion_files(folder: Path, fold: int) -> list[Path]:
+    return sorted(folder.glob(f"opinions-{fold}-*.safetensors"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (OSError, SafetensorError) as error:
+        kind = type(error).__name__
+        raise CkdEhrError(f"{path}: missing or damaged ({kind}); {REMEDY}") from None
+
+
+def soft_logits(committee: Path, source: str) -> dict[str, NDArray[np.float32]]:
+    """A source's calibrated log-odds (labels,) of every pair, from the committee stage's folder."""
+    path = committee / "soft_labels.parquet"
+    table = read_table(path, SOFT_LABELS)
+    mine = table.filter(pc.equal(table["source"], source))
+    if not mine.num_rows:
+        raise CkdEhrError(f"{path}: no source '{source}'; see student.soft_labels")
+    ids = mine["pair_id"].to_pylist()
+    if len(set(ids)) != len(ids):
+        raise CkdEhrError(f"{path}: source '{source}' names a pair twice; rerun stage committee")
+    values = (np.asarray(row, dtype=np.float32) for row in mine["logits"].to_pylist())
+    return dict(zip(ids, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -113,16 +202,6 @@ class SignalStore:
         index = read_table(folder / "index.parquet", INDEX).to_pylist()
         self._index = {row["pair_id"]: row for row in index}
 
-    def logits(self, source: str) -> dict[str, NDArray[np.float32]]:
-        """A source's calibrated log-odds (labels,) of every pair."""
-        table = read_table(self.folder / "soft_labels.parquet", SOFT_LABELS)
-        rows = table.filter(pc.equal(table["source"], source)).to_pylist()
-        if not rows:
-            raise CkdEhrError(
-                f"{self.folder}/soft_labels.parquet: no source '{source}'; see student.soft_labels"
-            )
-        return {row["pair_id"]: np.asarray(row["logits"], dtype=np.float32) for row in rows}
-
     def attention(self, pair_id: str, text: str) -> ConceptAttention | None:
         """The attention of a pair, if it was made from this text by its fold's teacher.
 
@@ -154,25 +233,19 @@ class SignalStore:
         return SignalFacts(pairs=len(self._index), shards=len(shards), bytes=size)
 
     def _verify_shard(self, path: Path, rows: list[Mapping[str, object]]) -> None:
-        remedy = "rerun stage signals"
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for row in rows:
-                    for name in KEPT:
-                        values = shard.get_tensor(f"{row['pair_id']}/{name}").float().numpy()
-                        if not np.isfinite(values).all():
-                            raise CkdEhrError(f"{path}: {name} of a pair is not finite; {remedy}")
-                        if name == "attention" and np.abs(values.sum(-1) - 1).max() > 5e-3:
-                            raise CkdEhrError(f"{path}: attention does not sum to 1; {remedy}")
-        except (OSError, SafetensorError) as error:
-            kind = type(error).__name__
-            raise CkdEhrError(f"{path}: missing or damaged ({kind}); {remedy}") from None
+        with _opened(path) as shard:
+            for row in rows:
+                for name in KEPT:
+                    values = shard.get_tensor(f"{row['pair_id']}/{name}").float().numpy()
+                    if not np.isfinite(values).all():
+                        raise CkdEhrError(f"{path}: {name} of a pair is not finite; {REMEDY}")
+                    if name == "attention" and np.abs(values.sum(-1) - 1).max() > 5e-3:
+                        raise CkdEhrError(f"{path}: attention does not sum to 1; {REMEDY}")
 
     def _check_key(self, row: Mapping[str, object], text: str) -> None:
         if row["key"] != self._teacher(int(str(row["fold"]))).key(text):
             raise CkdEhrError(
-                f"{self.folder}: a pair's signals come from another text or teacher; "
-                f"rerun stage signals"
+                f"{self.folder}: a pair's signals come from another text or teacher; {REMEDY}"
             )
 
     def _teacher(self, fold: int) -> FoldTeacher:

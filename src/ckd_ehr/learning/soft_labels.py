@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from ckd_ehr.contracts.fitted import FittedOn, fitted_on
@@ -25,10 +25,10 @@ from ckd_ehr.learning.scoring import (
     fit_platt,
     label_ranking,
     macro,
-    safe_logit,
 )
 
 MEAN_OF_FOLDS = -1
+CURVE_PARTS = 5
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,14 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling of one fold's model, and isotonic curves behind it if they were asked for."""
+    """A Platt line for each fold's model, and whether isotonic curves follow.
 
-    platt: PlattScaling
-    curves: tuple[IsotonicRegression | None, ...] = ()
+    `one_class` counts the folds and labels that had to take the line of all folds.
+    """
 
-    def apply(self, logits: Floats) -> Floats:
-        """Calibrated log-odds of the same shape (…, labels)."""
-        scaled = self.platt.apply(logits)
-        for k, curve in enumerate(self.curves):
-            if curve is not None:
-                scaled[..., k] = safe_logit(curve.predict(expit(scaled[..., k]).ravel()).reshape(
-                    scaled.shape[:-1]), floor=1e-4)  # fmt: skip
-        return scaled
+    platt: tuple[PlattScaling, ...]
+    one_class: int
+    isotonic: bool
 
 
 def rows_to_label(pairs: PairTable, fold: int) -> NDArray[np.intp]:
@@ -80,52 +75,98 @@ def own_rows(pairs: PairTable, opinion: FoldOpinion) -> Bools:
 
 
 def calibrate(
-    opinion: FoldOpinion, pairs: PairTable, *, source: str, ridge: float, isotonic: bool = False
-) -> tuple[Calibration, FittedOn]:
-    """Calibrate a fold's model on the fold's own labelled train pairs, which it has not seen.
-
-    Isotonic curves are fitted behind Platt scaling; a label of one class has none.
-    """
-    mine = own_rows(pairs, opinion)
-    rows = opinion.rows[mine]
-    logits, labels = opinion.logits.mean(0)[mine], pairs.labels[rows]
-    platt = fit_platt(logits, labels, ridge=ridge)
-    curves = _curves(platt.apply(logits), labels) if isotonic else ()
-    ids = [pairs.pair_ids[row] for row in rows]
-    name = f"{source}/fold_{opinion.fold}/platt"
-    return Calibration(platt, curves), fitted_on(name, ids, split="train", folds=[opinion.fold])
-
-
-def _curves(logits: Floats, labels: Bools) -> tuple[IsotonicRegression | None, ...]:
-    curves: list[IsotonicRegression | None] = []
-    for k in range(labels.shape[1]):
-        outcome = labels[:, k]
-        curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-        two = outcome.any() and not outcome.all()
-        curves.append(curve.fit(expit(logits[:, k]), outcome) if two else None)
-    return tuple(curves)
-
-
-def soft_labels_of(
     opinions: Sequence[FoldOpinion],
-    calibrations: Sequence[Calibration],
     pairs: PairTable,
     *,
     source: str,
+    ridge: float,
+    isotonic: bool = False,
+) -> tuple[Calibration, list[FittedOn]]:
+    """Calibrate each fold's model on the fold's own labelled train pairs, which it has not seen.
+
+    Each line is pulled to that of all folds together, which a label of one class in a fold takes
+    as it is: left as they were, raw log-odds of one fold would spoil the mean on later splits.
+    """
+    own = [own_rows(pairs, opinion) for opinion in opinions]
+    rows = [opinion.rows[mine] for opinion, mine in zip(opinions, own, strict=True)]
+    logits = [o.logits.mean(0)[mine] for o, mine in zip(opinions, own, strict=True)]
+    every = np.concatenate(rows)
+    together = fit_platt(np.concatenate(logits), pairs.labels[every], ridge=ridge)
+    lines, one_class = [], 0
+    two = _has_both(pairs.labels[every])
+    fitted = [fitted_on(f"{source}/platt", _ids(pairs, every), split="train")]
+    for opinion, mine, seen in zip(opinions, rows, logits, strict=True):
+        labels = pairs.labels[mine]
+        lines.append(fit_platt(seen, labels, ridge=ridge, towards=together))
+        one_class += int((two & ~_has_both(labels)).sum())
+        name = f"{source}/fold_{opinion.fold}/platt"
+        fitted.append(fitted_on(name, _ids(pairs, mine), split="train", folds=[opinion.fold]))
+    return Calibration(tuple(lines), one_class, isotonic), fitted
+
+
+def _has_both(labels: Bools) -> Bools:
+    """Which labels have both classes."""
+    return np.asarray(labels.any(0) & ~labels.all(0))
+
+
+def _ids(pairs: PairTable, rows: NDArray[np.intp]) -> list[str]:
+    return [pairs.pair_ids[row] for row in rows]
+
+
+def soft_labels_of(
+    opinions: Sequence[FoldOpinion], calibration: Calibration, pairs: PairTable, *, source: str
 ) -> SoftLabels:
-    """Train pairs: their own fold's model. Later splits: mean and spread over the models."""
+    """Train pairs: their own fold's model. Later splits: the mean over the models.
+
+    The spread is over models and orders, before any curve.
+    """
     shape = len(pairs.pair_ids), len(pairs.label_names)
-    total, squares = np.zeros(shape), np.zeros(shape)
-    counts = np.zeros(len(pairs.pair_ids))
-    for opinion, calibration in zip(opinions, calibrations, strict=True):
-        calibrated = calibration.apply(opinion.logits)
-        total[opinion.rows] += calibrated.sum(0)
-        squares[opinion.rows] += (calibrated**2).sum(0)
-        counts[opinion.rows] += len(calibrated)
-    mean = total / counts[:, None]
-    variance = squares / counts[:, None] - mean**2
-    spread = np.where(counts[:, None] > 1, np.sqrt(np.maximum(variance, 0.0)), np.nan)
-    return SoftLabels(source, mean, spread)
+    soft, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    models, counts = np.zeros((len(pairs.pair_ids), 1)), np.zeros((len(pairs.pair_ids), 1))
+    for opinion, line in zip(opinions, calibration.platt, strict=True):
+        calibrated, rows = line.apply(opinion.logits), opinion.rows
+        mean = calibrated.mean(0)
+        soft[rows] += _curved(mean, opinion, pairs) if calibration.isotonic else mean
+        models[rows] += 1
+        total[rows] += calibrated.sum(0)
+        squares[rows] += (calibrated**2).sum(0)
+        counts[rows] += len(calibrated)
+    variance = squares / counts - (total / counts) ** 2
+    spread = np.where(counts > 1, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+    return SoftLabels(source, soft / models, spread)
+
+
+def _curved(log_odds: Floats, opinion: FoldOpinion, pairs: PairTable) -> Floats:
+    """Log-odds (rows, labels) after a monotone curve, which no pair's own label has shaped.
+
+    A curve has as many steps as the data want, so it would tell a pair its own label: the fold's
+    labelled train pairs are curved by those of other patients of the fold, in five parts.
+    """
+    own = np.flatnonzero(own_rows(pairs, opinion))
+    curved = _by_curves(log_odds[own], pairs.labels[opinion.rows[own]], log_odds)
+    parts = pairs.subject_ids[opinion.rows[own]] % CURVE_PARTS
+    for part in np.unique(parts):
+        mine, others = own[parts == part], own[parts != part]
+        curved[mine] = _by_curves(
+            log_odds[others], pairs.labels[opinion.rows[others]], log_odds[mine]
+        )
+    return curved
+
+
+def _by_curves(known: Floats, labels: Bools, wanted: Floats) -> Floats:
+    """`wanted` log-odds after curves fitted on `known` ones; of a one-class label unchanged."""
+    curved = wanted.copy()
+    for k in np.flatnonzero(_has_both(labels)):
+        curved[:, k] = logit(_curve(expit(known[:, k]), labels[:, k]).predict(expit(wanted[:, k])))
+    return curved
+
+
+def _curve(probabilities: Floats, outcome: Bools) -> IsotonicRegression:
+    """Isotonic regression whose steps of n pairs, k of them positive, are at (k + ½) / (n + 1)."""
+    plain = IsotonicRegression(out_of_bounds="clip").fit(probabilities, outcome)
+    _, step = np.unique(plain.predict(probabilities), return_inverse=True)
+    level = (np.bincount(step, outcome) + 0.5) / (np.bincount(step) + 1)
+    return IsotonicRegression(out_of_bounds="clip").fit(probabilities, level[step])
 
 
 def reliability(

@@ -44,7 +44,7 @@ from ckd_ehr.learning.reading import (
     predict_logits,
 )
 from ckd_ehr.learning.scoring import fit_platt
-from ckd_ehr.learning.signal_store import ConceptAttention, SignalStore
+from ckd_ehr.learning.signal_store import ConceptAttention, SignalStore, soft_logits
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -162,7 +162,7 @@ def _taught(training: _Training) -> list[Example]:
     config, folders = context.config, context.inputs
     store = SignalStore(folders["signals"], teacher=folders["teacher"], config=config)
     texts = read_narratives(folders["knowledge"], "teacher")
-    logits = store.logits(config.student.soft_labels)
+    logits = soft_logits(folders["committee"], config.student.soft_labels)
     pooling = config.teacher.head_pooling
     attends = pooling == "label_attention"
     if not attends:

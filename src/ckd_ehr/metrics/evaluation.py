@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.config import RunConfig, as_shared
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, write_fitted
@@ -175,14 +175,14 @@ def _all_models(
     for model in STUDENTS:
         chosen = students.filter(pc.equal(students["model"], model))
         probabilities[model] = _joined(pairs, chosen, "probabilities", f"{path} ({model})")
-    soft = read_soft_labels(context.inputs["signals"], pairs)
+    soft = read_soft_labels(context.inputs["committee"], pairs)
     probabilities |= {name: expit(soft[name]) for name in ("teacher", "committee")}
     return {model: probabilities[model] for model in MODELS}, notes, fitted
 
 
-def read_soft_labels(signals: Path, pairs: LabelledPairs) -> dict[str, Floats]:
+def read_soft_labels(committee: Path, pairs: LabelledPairs) -> dict[str, Floats]:
     """Calibrated log-odds (pairs, labels) by source, NaN for train pairs."""
-    path = signals / "soft_labels.parquet"
+    path = committee / "soft_labels.parquet"
     table = read_table(path, SOFT_LABELS)
     sources = pc.unique(table["source"]).to_pylist()
     return {
@@ -192,7 +192,7 @@ def read_soft_labels(signals: Path, pairs: LabelledPairs) -> dict[str, Floats]:
 
 
 def _committee_facts(context: StageContext) -> dict[str, Any]:
-    facts = read_json(context.inputs["signals"] / "committee.json")["committee"]
+    facts = read_json(context.inputs["committee"] / "committee.json")["committee"]
     assert isinstance(facts, dict)
     return facts
 
@@ -201,7 +201,7 @@ def _committee(
     context: StageContext, pairs: LabelledPairs, scored: ScoredModels
 ) -> CommitteeResult:
     rows = pairs.rows(SCORED)
-    soft = read_soft_labels(context.inputs["signals"], pairs)
+    soft = read_soft_labels(context.inputs["committee"], pairs)
     log_odds = {source: values[rows] for source, values in soft.items()}
     return committee_result(log_odds, _committee_facts(context), scored.pairs)
 
@@ -215,7 +215,7 @@ def _fitted(pairs: LabelledPairs, rows: Bools, split: Split, *names: str) -> lis
 def _audit_fitted(context: StageContext, fitted: list[FittedOn]) -> None:
     """Write what was fitted here, and refuse to report on anything fitted on other pairs."""
     write_fitted(context.folder / FITTED, fitted)
-    stages = ("teacher", "signals", "student")
+    stages = ("teacher", "committee", "student")
     records = {stage: context.inputs[stage] / FITTED for stage in stages}
     records["evaluation"] = context.folder / FITTED
     refuse(fitted_findings(context.inputs["cohort"], records), "evaluation")
@@ -366,18 +366,10 @@ def _collect(
             reader: _share_cut(inputs["knowledge"] / f"{reader}.parquet")
             for reader in ("teacher", "student")
         },
-        config=_shared(config),
+        config=as_shared(config),
         commit=commit(),
         machine=machine_facts(),
         packages=package_versions(),
-    )
-
-
-def _shared(config: RunConfig) -> dict[str, object]:
-    """The settings without the places of this site: a report is shared."""
-    return config.model_dump(
-        mode="json",
-        exclude={"data": {"root": True, "omop": {"url": True}}, "splits": {"file": True}},
     )
 
 

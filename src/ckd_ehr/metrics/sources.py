@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from ckd_ehr.contracts.config import RunConfig
+from ckd_ehr.contracts.config import RunConfig, as_shared
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table
+from ckd_ehr.contracts.fitted import FITTED
 from ckd_ehr.contracts.machine import commit, machine_facts
 from ckd_ehr.contracts.records import PAIRS
+from ckd_ehr.data.audit.findings import refuse
+from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.baselines import carry_forward, code_features, logistic_regression
 from ckd_ehr.learning.scoring import Bools, Floats, best_f1_thresholds, patient_draws
 from ckd_ehr.metrics.compare import Measured, ScoredPairs, difference, figures_of, measure
@@ -59,11 +62,16 @@ def score_sources(
     """Score every source of soft labels of a run on its held-out pairs.
 
     Args:
-        inputs: folders of the stages `cohort`, `teacher` and `signals`.
+        inputs: folders of the stages `cohort`, `teacher` and `committee`.
         config: of the run.
         draws: bootstrap draws over patients; none are made of fewer than 20 patients.
         draw_seed: equal for all runs whose draws are to be paired.
+
+    Raises:
+        CkdEhrError: there is nothing to score, or something was fitted on pairs it must not see.
     """
+    records = {stage: inputs[stage] / FITTED for stage in ("teacher", "committee")}
+    refuse(fitted_findings(inputs["cohort"], records), "signals score")
     table = read_table(inputs["cohort"] / "pairs.parquet", PAIRS)
     pairs = read_labelled_pairs(inputs["cohort"], table, config)
     held_out, tuning = pairs.rows(SCORED), pairs.rows("tuning")
@@ -81,7 +89,7 @@ def score_sources(
         source: _measure(values, pairs, scored, tuning=tuning, held_out=held_out)
         for source, values in _probabilities(inputs, pairs).items()
     }
-    facts = read_json(inputs["signals"] / "committee.json")[COMMITTEE]
+    facts = read_json(inputs["committee"] / "committee.json")[COMMITTEE]
     assert isinstance(facts, dict)
     return SourceScores(
         name=config.name,
@@ -114,7 +122,7 @@ def _probabilities(inputs: Mapping[str, Path], pairs: LabelledPairs) -> dict[str
     features = code_features(pairs.visits, pairs.table, fit_on=train)
     regression = logistic_regression(features, pairs.labels, train=train, tuning=tuning)
     present = pairs.present_at_last
-    soft = read_soft_labels(inputs["signals"], pairs)
+    soft = read_soft_labels(inputs["committee"], pairs)
     return {
         "baseline: carry_forward": carry_forward(present[train], pairs.labels[train], present),
         "baseline: logistic_regression": regression.probabilities,
@@ -143,7 +151,7 @@ def _draws(one: Measured) -> dict[str, list[float | None]]:
 
 def _teacher_facts(inputs: Mapping[str, Path], config: RunConfig) -> dict[str, object]:
     """How the teacher was trained: its settings, and each fold's pairs, steps and seconds."""
-    settings = config.teacher.model_dump(mode="json")
+    settings = as_shared(config)["teacher"]
     history = read_json(inputs["teacher"] / "training.json")
     tokens = config.knowledge.teacher.model_dump(mode="json")
     return {"settings": settings, "reads": tokens, "training": history}

@@ -11,20 +11,25 @@ its calibration is fitted on just those. A distilled student may use unlabelled 
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_json
 from ckd_ehr.contracts.fitted import FittedOn, digest_of, read_fitted
 from ckd_ehr.contracts.records import Split
 from ckd_ehr.data.audit.findings import CheckResult, Finding, findings_of
 
 CHECK = "fitted on allowed pairs"
-STAGES = ("knowledge", "teacher", "signals", "student", "evaluation")
-_OF_MEMBER = re.compile(r"[^/]+/(?:fold_(?P<fold>\d+)/)?(?P<thing>weights|platt)")
+STAGES = ("knowledge", "teacher", "committee", "student", "evaluation")
+_PLATT = re.compile(r"(?P<source>[^/]+)/(?:fold_\d+/)?platt")
+COMMITTEE_FILE = "committee.json"
+TEACHER = "teacher"
+FITTED_HERE = ("logistic_regression", "lightgbm")  # members whose models the stage fits
+_STACK, _WITHOUT = "committee", "committee_without_"
 _DOMAIN = re.compile(r"fold_(?P<fold>\d+)/domain")
 _REMEDY = (
     "fit weights on train, and early stopping, penalties, calibration and thresholds on tuning or "
@@ -67,31 +72,37 @@ def fitted_checks(cohort: Path, records: Mapping[str, Path]) -> list[CheckResult
     return [_check_stage(stage, path, pairs) for stage, path in records.items()]
 
 
-def allowed_pairs(stage: str, folds: Sequence[int]) -> dict[str, Allowed]:
+def allowed_pairs(
+    stage: str, folds: Sequence[int], members: Collection[str] = (TEACHER,)
+) -> dict[str, Allowed]:
     """What each fitted thing of a stage may see, by its name.
 
-    >>> allowed_pairs("signals", [0, 1])["teacher/fold_1/platt"]
+    >>> allowed_pairs("committee", [0, 1])["teacher/fold_1/platt"]
     Allowed(split='train', folds=(1,), unlabelled_too=False)
     """
-    return dict(_rules(stage, folds))
+    return dict(_rules(stage, folds, members))
 
 
-def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
+def _rules(
+    stage: str, folds: Sequence[int], members: Collection[str]
+) -> Iterator[tuple[str, Allowed]]:
     train, tuning = Allowed("train"), Allowed("tuning")
     if stage == "knowledge":
         yield "efficacy/all", train
         for fold in folds:
-            others = tuple(other for other in folds if other != fold)
-            yield f"efficacy/without_fold_{fold}", Allowed("train", others)
+            yield f"efficacy/without_fold_{fold}", Allowed("train", _others(fold, folds))
     elif stage == "teacher":
         for fold in folds:
-            others = tuple(other for other in folds if other != fold)
-            yield f"fold_{fold}/weights", Allowed("train", others)
+            yield f"fold_{fold}/weights", Allowed("train", _others(fold, folds))
             yield f"fold_{fold}/early_stopping", tuning
-    elif stage == "signals":
-        yield "committee/weights", train
-        for fold in folds:
-            yield f"teacher/fold_{fold}/platt", Allowed("train", (fold,))
+    elif stage == "committee":
+        yield f"{_STACK}/weights", train
+        for member in members:
+            yield f"{member}/platt", train
+            for fold in folds:
+                yield f"{member}/fold_{fold}/platt", Allowed("train", (fold,))
+                if member in FITTED_HERE:
+                    yield f"{member}/fold_{fold}/weights", Allowed("train", _others(fold, folds))
     elif stage == "student":
         for variant in ("hard", "distilled"):
             unlabelled_too = variant == "distilled"
@@ -110,20 +121,29 @@ def _rules(stage: str, folds: Sequence[int]) -> Iterator[tuple[str, Allowed]]:
         raise KeyError(stage)
 
 
-def _further_rule(stage: str, name: str, folds: Sequence[int]) -> Allowed | None:
-    """What may be fitted besides: a teacher's reading of narratives, members of the committee."""
-    if stage == "teacher" and (domain := _DOMAIN.fullmatch(name)) is not None:
-        others = tuple(other for other in folds if other != int(domain["fold"]))
-        return Allowed("train", others, unlabelled_too=True)
-    found = _OF_MEMBER.fullmatch(name) if stage == "signals" else None
-    if found is None:
-        return None
-    if found["fold"] is None:
-        return Allowed("train") if found["thing"] == "weights" else None
-    fold = int(found["fold"])
-    if found["thing"] == "platt":
-        return Allowed("train", (fold,))
-    return Allowed("train", tuple(other for other in folds if other != fold))
+def _further_rules(stage: str, names: Collection[str], folds: Sequence[int]) -> dict[str, Allowed]:
+    """Rules of what need not be there: a teacher's reading of narratives, smaller committees."""
+    if stage == "teacher" and any(map(_DOMAIN.fullmatch, names)):
+        return {
+            f"fold_{fold}/domain": Allowed("train", _others(fold, folds), unlabelled_too=True)
+            for fold in folds
+        }
+    if stage != "committee":
+        return {}
+    found = [name for name in names if name.startswith(_WITHOUT) and name.endswith("/weights")]
+    return {name: Allowed("train") for name in found}
+
+
+def _members(names: Collection[str], committee: Path) -> set[str]:
+    """The committee's members: all that were calibrated, and all that the committee names."""
+    facts = read_json(committee).get(_STACK) if committee.is_file() else None
+    told = facts.get("members") if isinstance(facts, dict) else None
+    calibrated = {match["source"] for match in map(_PLATT.fullmatch, names) if match}
+    return {TEACHER, *calibrated, *(told if isinstance(told, list) else ())}
+
+
+def _others(fold: int, folds: Sequence[int]) -> tuple[int, ...]:
+    return tuple(other for other in folds if other != fold)
 
 
 def _check_stage(stage: str, path: Path, pairs: Sequence[PairRow]) -> CheckResult:
@@ -132,12 +152,11 @@ def _check_stage(stage: str, path: Path, pairs: Sequence[PairRow]) -> CheckResul
     except CkdEhrError:
         return _result(stage, ["fitted.json is missing or unreadable"])
     folds = sorted({pair.fold for pair in pairs if pair.fold >= 0})
-    rules = allowed_pairs(stage, folds)
     counted = Counter(record.name for record in records)
+    members = _members(counted, path.with_name(COMMITTEE_FILE)) if stage == "committee" else ()
+    rules = allowed_pairs(stage, folds, members) | _further_rules(stage, counted, folds)
     problems = [f"{name}: recorded {n} times" for name, n in counted.items() if n > 1]
     problems += [f"{name}: not recorded" for name in rules if name not in counted]
-    further = {name: _further_rule(stage, name, folds) for name in counted if name not in rules}
-    rules |= {name: rule for name, rule in further.items() if rule is not None}
     for record in records:
         if record.name not in rules:
             problems.append(f"{record.name}: fitted, and the audit does not know on what it may be")

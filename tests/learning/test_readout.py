@@ -1,10 +1,20 @@
 """The reading position's attention, layer by layer, is what the model itself would say."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
 
-from ckd_ehr.learning.readout import READOUT, recording
+from ckd_ehr.learning.readout import READOUT, recording, why_unreadable
 
 ARCHITECTURES = [(LlamaConfig, LlamaModel), (Qwen2Config, Qwen2Model), (Qwen3Config, Qwen3Model)]
 TOKENS = 10
@@ -85,3 +95,28 @@ def test_without_the_causal_mask_the_first_token_sees_the_last(
                     model(input_ids=text).last_hidden_state[0, 0] for text in (ids, other)
                 )
             assert torch.allclose(first, second, atol=1e-6) == causal
+
+
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("llama", None),
+        ("qwen2", None),
+        ("qwen3", None),
+        ("mistral", None),
+        ("gpt2", None),
+        ("gemma2", "its attention is capped"),
+        ("falcon", "its attention cannot be recorded (KeyError)"),
+        ("bloom", "not taken from Transformers' own"),
+    ],
+)
+def test_a_model_that_cannot_be_read_out_is_known_before_training(
+    kind: str, said: str | None
+) -> None:
+    config = AutoConfig.for_model(kind, **SMALL)
+    reason = why_unreadable(config)
+    assert (reason is None) if said is None else (reason is not None and said in reason)
+    assert config.num_hidden_layers == 3

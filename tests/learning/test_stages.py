@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
@@ -24,7 +25,7 @@ from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning import labelling
 from ckd_ehr.learning.alignment import Encoded
-from ckd_ehr.learning.batches import MODEL_INPUTS, Example, make_batch
+from ckd_ehr.learning.batches import MODEL_INPUTS, Example, PairDataset, make_batch
 from ckd_ehr.learning.committee_stage import write_committee
 from ckd_ehr.learning.evidence import EVIDENCE
 from ckd_ehr.learning.examples import read_pairs
@@ -41,8 +42,13 @@ from ckd_ehr.learning.signal_store import (
 )
 from ckd_ehr.learning.signals import write_signals
 from ckd_ehr.learning.student import write_students
-from ckd_ehr.learning.teacher import new_teacher, trained_in, write_teacher
-from ckd_ehr.learning.training import CHECKPOINT_FILES, usable_checkpoint
+from ckd_ehr.learning.teacher import load_teacher, new_teacher, trained_in, write_teacher
+from ckd_ehr.learning.training import (
+    CHECKPOINT_FILES,
+    EpochSampler,
+    LossTrainer,
+    usable_checkpoint,
+)
 from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
 
 STAGES_BEFORE = ("cohort", "knowledge", "teacher", "signals", "committee")
@@ -320,6 +326,63 @@ def test_a_budget_beyond_the_models_positions_is_refused(run: Run, tmp_path: Pat
     )
     with pytest.raises(CkdEhrError, match=r"knowledge\.teacher\.max_tokens=513.*at most 512"):
         write_teacher(context)
+
+
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(str(n), Encoded(tuple(range(length)), (0,) * length, length - 1, ()))
+        for n, length in enumerate(rng.integers(3, 50, 200).tolist())
+    ]
+    orders = []
+    for number, epoch in enumerate((0, 1, 1)):
+        torch.manual_seed(number)
+        dataset = PairDataset(examples)
+        sampler = EpochSampler(dataset, batch_size=8, seed=3)
+        dataset.epoch = epoch
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(200))
+    assert orders[0] != orders[1] == orders[2]
+
+
+def test_a_teacher_killed_within_an_epoch_resumes_to_the_same_weights(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    compute, steps = LossTrainer.compute_loss, iter(range(10**6))
+
+    def killed(self: LossTrainer, *args: object, **kwargs: object) -> object:
+        if next(steps) == 8:  # of 5 steps an epoch
+            raise KilledError
+        return compute(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    config = with_settings(run.config, "teacher", epochs=4, checkpoint_steps=1)
+    inputs = run.context("teacher").inputs
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    write_teacher(StageContext(config, tmp_path / "once", inputs, say=lambda _: None))
+    monkeypatch.setattr(LossTrainer, "compute_loss", killed)
+    twice = StageContext(config, tmp_path / "twice", inputs, say=lambda _: None)
+    with pytest.raises(KilledError):
+        write_teacher(twice)
+    assert usable_checkpoint(tmp_path / "twice" / "work" / "checkpoints_0") is not None
+    write_teacher(twice)
+    for file in ("head.safetensors", "adapter_model.safetensors"):
+        one, two = (load_file(tmp_path / n / "fold_0" / file) for n in ("once", "twice"))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_that_lacks_weights_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "fold_0"
+    shutil.copytree(run.root / "teacher" / "fold_0", folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(CkdEhrError, match="1 of its weights have no counterpart"):
+        load_teacher(run.config.teacher, folder, device="cpu")
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.heads import LabelAttentionHead
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import reading
-from ckd_ehr.learning.training import Reporter, share_of_batch, usable_checkpoint
+from ckd_ehr.learning.training import Reporter, on_one_device, share_of_batch, usable_checkpoint
 
 IGNORED = -100  # PyTorch's cross-entropy passes over it
 FEATURE_TOKENS = 4096
+SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,17 @@ def language_model(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Tenso
     )
     if any(name.startswith("lm_head") for name in report["missing_keys"]):
         raise CkdEhrError(
-            f"teacher.recipe=paper: {folder} has no language-model head; take a causal language "
-            "model, or teacher.recipe=joint"
+            f"{folder} has no language-model head; take a causal language model, or "
+            "teacher.recipe=joint and teacher.domain_epochs=0"
         )
-    weights: Tensor = model.get_output_embeddings().weight.detach()
+    output = model.get_output_embeddings()
+    scaled = [name for name in SCALES if getattr(model.config, name, None) not in (None, 1.0)]
+    if scaled or getattr(output, "bias", None) is not None:
+        raise CkdEhrError(
+            f"{folder}: its language-model head has a {', '.join(scaled) or 'bias'}, which is not "
+            "computed here; take another model, or teacher.recipe=joint and teacher.domain_epochs=0"
+        )
+    weights: Tensor = output.weight.detach()
     return model.get_decoder(), weights
 
 
@@ -166,7 +174,7 @@ def fit_answers(
     )
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=on_one_device(arguments),
         train_dataset=_Answers(answered),
         data_collator=lambda batch: collate(batch, pad_token=pad_token),
         callbacks=[Reporter(title, checkpoint_steps, say)],
@@ -217,4 +225,4 @@ def fit_head(
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-    return round(float(loss), 5)
+    return round(float(loss.detach()), 5)

@@ -7,6 +7,7 @@ Ignores: what the rows are used for; models that do not take their attention fro
 registry.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -99,6 +100,31 @@ def _attend(  # noqa: PLR0917  # what Transformers calls an attention with
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
     return output, None
+
+
+def why_unreadable(config: Any) -> str | None:
+    """Why a model's attention cannot be recorded, found out on one of its layers; None if it can.
+
+    Args:
+        config: of Transformers; it is not changed.
+    """
+    if getattr(config, "is_encoder_decoder", False) or "bert" in str(config.model_type):
+        return None  # refused as no decoder
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention is capped, which PyTorch's fused attention leaves out"
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size = 1, 8
+    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:1]
+    nothing = torch.zeros(1, 3, dtype=torch.long)
+    try:
+        model = AutoModel.from_config(small, attn_implementation=READOUT).eval()
+        with torch.inference_mode(), recording(nothing, nothing[:, 0], concepts=0) as readout:
+            model(input_ids=nothing, use_cache=False)
+    except Exception as error:
+        return f"its attention cannot be recorded ({type(error).__name__})"
+    return None if len(readout.rows) == 1 else "its attention is not taken from Transformers' own"
 
 
 AttentionInterface.register(READOUT, _attend)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, set_seed
 
@@ -51,7 +51,7 @@ from ckd_ehr.learning.paper_recipe import (
 from ckd_ehr.learning.precision import Arithmetic, resolve_precision, uses_bf16
 from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
-from ckd_ehr.learning.readout import READOUT
+from ckd_ehr.learning.readout import READOUT, why_unreadable
 from ckd_ehr.learning.training import fit
 from ckd_ehr.learning.weights import resolve_model
 
@@ -74,6 +74,7 @@ def write_teacher(context: StageContext) -> None:
     """Train one teacher per fold; a killed run resumes at its last checkpoint."""
     pairs = read_pairs(context.inputs["cohort"])
     narratives = read_narratives(context.inputs["knowledge"], "teacher")
+    refuse_unreadable(context.config.teacher.model)
     reader = teacher_reader(context.config, pairs.label_names)
     tuning = reader.examples(pairs, narratives, pairs.rows(split="tuning").tolist())
     device = pick_device(context.config.device)
@@ -91,6 +92,20 @@ def write_teacher(context: StageContext) -> None:
     write_json(context.folder / HISTORY, history)
     records = [read_fitted(context.folder / f"fold_{fold}" / FITTED) for fold in folds]
     write_fitted(context.folder / FITTED, [record for part in records for record in part])
+
+
+def refuse_unreadable(model: str) -> None:
+    """Refuse a model whose attention cannot be recorded, before hours of training it.
+
+    Raises:
+        CkdEhrError: names the model and what is wrong.
+    """
+    config = AutoConfig.from_pretrained(resolve_model(model))
+    if reason := why_unreadable(config):
+        raise CkdEhrError(
+            f"teacher.model={model}: {config.model_type}: {reason}; take a decoder of the Llama, "
+            "Qwen2, Qwen3 or SmolLM family"
+        )
 
 
 def teacher_reader(config: RunConfig, labels: Sequence[str]) -> TextReader:
@@ -297,12 +312,20 @@ def load_teacher(
 def _adapted(backbone: nn.Module, folder: Path) -> Any:
     """The backbone with a fold's LoRA weights; an error if they are not all there."""
     try:
-        return PeftModel.from_pretrained(backbone, folder)
+        adapted = PeftModel.from_pretrained(backbone, folder)
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            found = set(file.keys())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CkdEhrError(
             f"{folder}: its adapter is missing or damaged ({type(error).__name__}); "
             "delete the folder of stage teacher and run again"
         ) from None
+    if other := get_peft_model_state_dict(adapted).keys() ^ found:
+        raise CkdEhrError(
+            f"{folder}: its adapter is damaged or of another model ({len(other)} of its weights "
+            "have no counterpart); delete the folder of stage teacher and run again"
+        )
+    return adapted
 
 
 def trained_in(folder: Path) -> Arithmetic:
@@ -370,14 +393,22 @@ def _peft_config(settings: LoraConfig, backbone: nn.Module) -> PeftLoraConfig:
 
 def _top_linears(backbone: nn.Module, settings: LoraConfig) -> list[str]:
     """Names of the linear layers in the top share of the decoder's blocks."""
-    blocks = [(name, part) for name, part in backbone.named_modules() if name.endswith(".layers")
-              or name == "layers"]  # fmt: skip
-    name, stack = blocks[0]
-    assert isinstance(stack, nn.ModuleList)
-    first = len(stack) - max(1, round(len(stack) * settings.layers))
-    return [
+    depth = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    stacks = [
+        (name, part)
+        for name, part in backbone.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part) == depth
+    ]
+    linears = [
         f"{name}.{number}.{inner}"
-        for number in range(first, len(stack))
+        for name, stack in stacks[:1]
+        for number in range(depth - max(1, round(depth * settings.layers)), depth)
         for inner, part in stack[number].named_modules()
         if isinstance(part, nn.Linear)
     ]
+    if not linears:
+        raise CkdEhrError(
+            f"teacher.lora.layers={settings.layers}: no blocks of linear layers are found in "
+            f"{type(backbone).__name__}; take another model"
+        )
+    return linears

@@ -8,7 +8,7 @@ student.
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from ckd_ehr.contracts.config import TrainingConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.processes import world_size
+from ckd_ehr.contracts.processes import is_leader, world_size
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
+from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.precision import resolve_precision
@@ -37,10 +39,25 @@ CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
     """Trainer whose loss is a function of (head output, batch, progress from 0 to 1)."""
 
-    def __init__(self, *, loss: Loss, title: str, **kwargs: Any) -> None:
+    def __init__(self, *, loss: Loss, title: str, settings: TrainingConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss = loss
         self.title = title
+        self.settings = settings
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, with a rate of its own for the head; made when the model is where it will run."""
+        if self.optimizer is None:
+            groups = _parameter_groups(model or self.model, self.settings)
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, fused=True)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> "EpochSampler":
+        return EpochSampler(
+            train_dataset or self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            seed=self.args.seed,
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: object
@@ -65,6 +82,24 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
             output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
             loss = hard_loss(output.logits, inputs["labels"], inputs["labelled"])
         return loss, output.logits, inputs["labels"]
+
+
+class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]  # Transformers ships no types
+    """Batches of similar length in an order that seed and epoch alone decide.
+
+    Without a generator of its own the sampler draws from the process's, which dropout moves on
+    differently in each process, and a resumption sets back.
+    """
+
+    def __init__(self, dataset: PairDataset, *, batch_size: int, seed: int) -> None:
+        lengths = [len(example.encoded.input_ids) for example in dataset.examples]
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.dataset = dataset
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.dataset.epoch)
+        return super().__iter__()  # type: ignore[no-any-return]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
@@ -135,17 +170,16 @@ def fit(
         settings, len(train), checkpoints, seed=seed, device=device, bf16=precision == "bf16"
     )
     dataset = PairDataset(train, retell)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), fused=True)
     trainer = LossTrainer(
         model=model,
         args=arguments,
         loss=loss,
         title=title,
+        settings=settings,
         train_dataset=dataset,
         eval_dataset=PairDataset(tuning),
         data_collator=collator(pad_token=pad_token, labels=labels),
         compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
-        optimizers=(optimizer, None),
         callbacks=[
             Reporter(title, settings.checkpoint_steps, say),
             _Patience(settings.patience),
@@ -210,7 +244,7 @@ def _arguments(
     steps_per_epoch = max(1, -(-pairs // settings.batch_size))
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     total = max(1, round(steps_per_epoch * settings.epochs))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=total,
         per_device_train_batch_size=share_of_batch(settings.batch_size),
@@ -220,7 +254,6 @@ def _arguments(
         max_grad_norm=1.0,
         bf16=bf16,
         use_cpu=device == "cpu",
-        train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=min(every, total),
         save_strategy="steps",
@@ -237,6 +270,13 @@ def _arguments(
         seed=seed,
         dataloader_pin_memory=False,
     )
+    return on_one_device(arguments)
+
+
+def on_one_device(arguments: Any) -> Any:
+    """TrainingArguments that leave further GPUs to further processes (torchrun)."""
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def share_of_batch(batch_size: int) -> int:
@@ -272,7 +312,7 @@ def _selection(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict
 
 def usable_checkpoint(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written to its end; half-written ones are deleted."""
-    for folder in checkpoints.glob("checkpoint-*"):
+    for folder in checkpoints.glob("checkpoint-*") if is_leader() else ():
         whole = all((folder / name).is_file() for name in CHECKPOINT_FILES)
         try:
             json.loads((folder / "trainer_state.json").read_text())
@@ -280,5 +320,6 @@ def usable_checkpoint(checkpoints: Path) -> str | None:
             whole = False
         if not whole:
             shutil.rmtree(folder, ignore_errors=True)
+    meet()
     last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     return last

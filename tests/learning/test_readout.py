@@ -97,7 +97,12 @@ def test_without_the_causal_mask_the_first_token_sees_the_last(
             assert torch.allclose(first, second, atol=1e-6) == causal
 
 
-SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+}
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,43 @@ def test_results_are_written_from_the_benchmarks_files(tmp_path: Path) -> None:
         "figures": {"seconds": 1.25, "rows": 4_200_000},
     }
     (tmp_path / "ingest.json").write_text(json.dumps(result))
-    page = GENERATOR.results_page(tmp_path)
+    page = GENERATOR.results_page(tmp_path, tmp_path / "scores")
     assert "## ingest" in page
     assert "| seconds | 1.25 |" in page
     assert "| rows | 4,200,000 |" in page
     assert "Seed 3, commit 0123456789ab, A processor, 2 cores" in page
+
+
+def test_scores_of_soft_labels_stand_in_the_results(tmp_path: Path) -> None:
+    figure = {"value": 0.25, "low": 0.2, "high": 0.3}
+    figures = dict.fromkeys(("macro_auprc", "macro_auroc", "ece"), figure)
+    fold = {"pairs": 3000, "seconds": 12.3, "precision": "fp32"}
+    scores = {
+        "name": "uci",
+        "data_set": "uci_diabetes",
+        "labels": 19,
+        "commit": "0123456789abcdef",
+        "machine": {"processor": "A processor"},
+        "seed": 0,
+        "split_seed": 1,
+        "bootstrap_draws": 2000,
+        "pairs": {"train": 6000, "tuning": 499, "held_out": 1996},
+        "teacher": {
+            "settings": {"model": "pypi://a==1/b/Small.gguf", "recipe": "joint", "epochs": 1.0},
+            "reads": {"max_tokens": 128},
+            "training": {"fold_0": fold, "fold_1": fold},
+        },
+        "mean_weights": {"teacher": 0.4},
+        "sources": {"baseline: carry_forward": figures, "teacher": figures, "committee": figures},
+        "committee_less": {
+            "teacher": {"macro_auprc": {"value": 0.01, "low": -0.001, "high": 0.02}}
+        },
+    }
+    (tmp_path / "sources-uci.json").write_text(json.dumps(scores))
+    page = GENERATOR.results_page(tmp_path / "none", tmp_path)
+    assert "## Soft labels: uci" in page
+    assert (
+        "Small.gguf, joint recipe, 2 folds of 3,000 to 3,000 pairs, 1 epochs, at most 128" in page
+    )
+    row = "| teacher | 0.40 | 0.250 [0.200, 0.300] | 0.250 [0.200, 0.300] | 0.250 [0.200, 0.300] "
+    assert f"{row}| +0.010 [−0.001, +0.020] |" in page

@@ -143,9 +143,17 @@ class LabelAttentionModel(nn.Module):
         concept_index: Tensor,  # (batch, tokens)
         concept_mask: Tensor,  # (batch, concepts)
         reading_index: Tensor,  # (batch,)
+        *,
+        past_key_values: Any = None,
     ) -> HeadOutput:
-        """Logits, attention and evidence of a batch of encoded narratives."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        """Logits, attention and evidence of a batch of encoded narratives.
+
+        With the cache of a beginning, `attention_mask` is (batch, beginning + tokens).
+        """
+        cached = {} if past_key_values is None else {"past_key_values": past_key_values}
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **cached
+        ).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         reading = hidden[rows, reading_index].unsqueeze(1)
         concepts = pool_concepts(hidden, concept_index, concept_mask.shape[1], self.pooling)

@@ -27,6 +27,8 @@ from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, m
 from ckd_ehr.learning.examples import PairTable, TextReader
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.orders import generator_of, shuffled
+from ckd_ehr.learning.prefix import Prefix
+from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.reading import pick_device, reading
 from ckd_ehr.learning.readout import Readout, recording
 from ckd_ehr.learning.signal_store import EVIDENCE, LOGITS, opinions_name, shard_name
@@ -89,6 +91,7 @@ class FoldLabeller:
         self.device = pick_device(context.config.device)
         self.batch_tokens = 0
         self._model: LabelAttentionModel | None = None
+        self._prefix: Prefix | None = None
 
     def read(self, batch_tokens: int) -> int:
         """Read every pair that has not been read by an earlier, killed start.
@@ -106,7 +109,7 @@ class FoldLabeller:
                 self.context.say(
                     f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
                 )
-        self._model = None  # the next fold's takes its place in memory
+        self._model = self._prefix = None  # the next fold's takes its place in memory
         return self.batch_tokens
 
     def places(self) -> Iterator[tuple[str, str]]:
@@ -165,6 +168,8 @@ class FoldLabeller:
     def _read(self, examples: Sequence[Example]) -> tuple[Tensor, list[PairSignals]]:
         """Logits (pairs, labels), and each pair's signals."""
         model = self._loaded()
+        if self._prefix is not None:
+            examples = [self._prefix.rest(example) for example in examples]
         lengths = [len(example.encoded.input_ids) for example in examples]
         logits = torch.zeros(len(examples), len(model.head.bias))
         signals: dict[int, PairSignals] = {}
@@ -215,6 +220,9 @@ class FoldLabeller:
     ) -> tuple[HeadOutput, Readout]:
         batch = make_batch(examples, pad_token=self.reader.pad_token, labels=len(model.head.bias))
         inputs = {name: batch[name].to(self.device) for name in MODEL_INPUTS}
+        if self._prefix is not None:
+            inputs["attention_mask"] = self._prefix.mask(inputs["attention_mask"])
+            inputs["past_key_values"] = self._prefix.cache(len(examples))
         index, where = inputs["concept_index"], inputs["reading_index"]
         concepts = inputs["concept_mask"].shape[1]
         with (
@@ -228,6 +236,11 @@ class FoldLabeller:
         if self._model is None:
             settings = self.context.config.teacher.model_copy(update={"precision": self.precision})
             self._model = load_teacher(settings, self.folder, device=self.device, readout=True)
+            if isinstance(self.reader, PromptReader):
+                with reading(self.device, self.precision):
+                    self._prefix = Prefix(
+                        self._model.backbone, self.reader.before, device=self.device
+                    )
         return self._model
 
 

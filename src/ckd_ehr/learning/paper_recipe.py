@@ -22,6 +22,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.heads import LabelAttentionHead
 from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.prefix import Prefix
 from ckd_ehr.learning.reading import reading
 from ckd_ehr.learning.training import Reporter, on_one_device, share_of_batch, usable_checkpoint
 
@@ -187,12 +188,25 @@ def fit_answers(
 
 
 def reading_states(
-    backbone: nn.Module, examples: Sequence[Example], *, pad_token: int, device: str, precision: str
+    backbone: nn.Module,
+    examples: Sequence[Example],
+    *,
+    beginning: Sequence[int],
+    pad_token: int,
+    device: str,
+    precision: str,
 ) -> Tensor:
-    """States of the last prompt tokens, (examples, size), of the frozen model."""
+    """States of the last prompt tokens, (examples, size), of the frozen model.
+
+    Args:
+        beginning: tokens that all prompts begin with; they are read once.
+    """
+    backbone.eval()
+    with reading(device, precision):
+        prefix = Prefix(backbone, beginning, device=device)
+    examples = [prefix.rest(example) for example in examples]
     lengths = [len(example.encoded.input_ids) for example in examples]
     states: list[Tensor] = [torch.empty(0)] * len(examples)
-    backbone.eval()
     for rows in batches_by_tokens(lengths, FEATURE_TOKENS):
         prompts = [Answered(examples[row].encoded.input_ids, ()) for row in rows]
         batch = collate(prompts, pad_token=pad_token)
@@ -200,7 +214,8 @@ def reading_states(
         with reading(device, precision):
             hidden = backbone(
                 input_ids=batch["input_ids"].to(device),
-                attention_mask=batch["attention_mask"].to(device),
+                attention_mask=prefix.mask(batch["attention_mask"].to(device)),
+                past_key_values=prefix.cache(len(rows)),
             ).last_hidden_state
         chosen = hidden[torch.arange(len(rows)), where].float().cpu()
         for place, row in enumerate(rows):

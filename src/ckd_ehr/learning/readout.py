@@ -48,8 +48,9 @@ class Readout:
         """Add a layer.
 
         Args:
-            query: (batch, heads, tokens, size). key: (batch, key heads, tokens, size).
-            mask: (batch, 1, tokens, tokens), added to the scores.
+            query: (batch, heads, tokens, size). key: (batch, key heads, all tokens, size), those
+                of a cached beginning first.
+            mask: (batch, 1, tokens, all tokens), added to the scores.
         """
         batch, heads, _, size = query.shape
         items = torch.arange(batch, device=query.device)
@@ -60,7 +61,9 @@ class Readout:
             scores = scores + mask[items, 0, self.reading_index][:, None, None, :].float()
         row = scores.softmax(-1).mean((1, 2))
         masses = row.new_zeros(batch, 1 + self.concepts)
-        self.rows.append(masses.scatter_add_(1, self.concept_index, row))
+        before = row.shape[1] - self.concept_index.shape[1]  # tokens of a cached beginning
+        index = nn.functional.pad(self.concept_index, (before, 0))
+        self.rows.append(masses.scatter_add_(1, index, row))
 
 
 _recorder: ContextVar[Readout | None] = ContextVar("recorder", default=None)

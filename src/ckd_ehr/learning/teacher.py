@@ -223,6 +223,7 @@ def _fit_as_the_paper(
     states = reading_states(
         model.backbone,
         train,
+        beginning=reader.before,
         pad_token=reader.pad_token,
         device=training.device,
         precision=precision,

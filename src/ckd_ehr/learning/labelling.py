@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -102,13 +103,19 @@ class FoldLabeller:
             The tokens of a batch that memory has sufficed for.
         """
         self.batch_tokens = batch_tokens
-        for number, start in enumerate(range(0, len(self.rows), CHUNK)):
-            if number % world_size() == rank() and not self._is_done(start):
-                self._label_chunk(start)
-                done = min(start + CHUNK, len(self.rows))
-                self.context.say(
-                    f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled"
-                )
+        starts = list(range(0, len(self.rows), CHUNK))[rank() :: world_size()]
+        waiting = [start for start in starts if not self._is_done(start)]
+        begun, here = monotonic(), 0
+        for place, start in enumerate(waiting, start=1):
+            self._label_chunk(start)
+            here += len(self.pair_ids[start : start + CHUNK])
+            rate = here / max(monotonic() - begun, 1e-9)
+            left = sum(len(self.pair_ids[at : at + CHUNK]) for at in waiting[place:]) / rate
+            done = min(start + CHUNK, len(self.rows))
+            self.context.say(
+                f"    teacher of fold {self.fold}: {done:,}/{len(self.rows):,} labelled, "
+                f"{rate:.1f} pairs/s, {left:.0f} s left"
+            )
         self._model = self._prefix = None  # the next fold's takes its place in memory
         return self.batch_tokens
 

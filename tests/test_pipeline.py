@@ -110,7 +110,7 @@ def test_knowledge_is_shown_with_its_sources(
 ) -> None:
     out, commands = str(runner.out), ["knowledge", "guidelines"]
     assert main([*commands, out, "--disease", "congestive"]) == 0
-    assert f"{STATEMENT}\n    digest of Our own words" in capsys.readouterr().out
+    assert f"{STATEMENT}\n    the site's own digest of Our own words" in capsys.readouterr().out
     table = pq.read_table(run_directory(runner.out).folder("knowledge") / "efficacy.parquet")
     label = table.filter(pc.equal(table["fold"], -1))["label"].to_pylist()[0]
     assert main(["knowledge", "efficacy", out, "--disease", label]) == 0

@@ -184,8 +184,8 @@ def export_instructions(
     of any repository. Unlabelled pairs are left out. The source `instructions` reads them back.
 
     With --knowledge each input ends with what the run's teacher is told besides the history:
-    treatments that go with resolution, counted without the pair's own fold, and statements of
-    guideline digests (settings knowledge.teacher and knowledge.guidelines).
+    treatments after which diseases are coded less often, counted without the pair's own fold, and
+    statements of guideline digests (settings knowledge.teacher and knowledge.guidelines).
 
     \b
     Example:
@@ -196,7 +196,8 @@ def export_instructions(
     from ckd_ehr.contracts.folders import work_tree_of
     from ckd_ehr.knowledge.instructions import export_instructions as export
 
-    directory = finished_run(run, "knowledge" if with_knowledge else "cohort")
+    stage = "knowledge" if with_knowledge else "cohort"
+    directory = finished_run(run, stage, refuse_stale=with_knowledge)
     cohort = directory.require_intact("cohort")
     if (tree := work_tree_of(out)) is not None:
         click.echo(f"WARNING: {out} is in the git work tree {tree}: never commit it", err=True)

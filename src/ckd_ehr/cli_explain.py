@@ -41,7 +41,7 @@ def explain(
       ckd-ehr explain runs/demo --pair 0123456789abcdef --model teacher
     """
     directory = finished_run(run, STAGE_OF[model], refuse_stale=True)
-    pair_id = pair.strip() if pair else example_pair(directory)
+    pair_id = (pair or "").strip() or example_pair(directory)
     print_explanation(directory, pair_id, model=model, label=label, risks=risks, top=top)
 
 
@@ -63,7 +63,9 @@ def print_explanation(
     by_teacher = model == "teacher"
     names = ("cohort", "knowledge", *(("teacher", "committee") if by_teacher else ("student",)))
     inputs = {name: directory.require(name) for name in names}
-    wanted = find_label(label, [p.name for p in config.labels.selected]) if label else None
+    directory.require_intact("knowledge")
+    known = [phenotype.name for phenotype in config.labels.selected]
+    wanted = None if label is None else find_label(label, known)
     explanation = (explain_by_teacher if by_teacher else explain_by_student)(
         inputs, pair_id, config
     )

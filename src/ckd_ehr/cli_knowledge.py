@@ -91,6 +91,7 @@ def guidelines(run: Path, disease: str, top: int) -> None:
       ckd-ehr knowledge guidelines runs/demo --disease "Chronic kidney disease"
     """
     from ckd_ehr.contracts.files import read_table
+    from ckd_ehr.display import show, show_statements
     from ckd_ehr.knowledge.facts import GUIDELINES_FILE, cite_snippet, snippets_from_table
     from ckd_ehr.knowledge.guidelines import choose
 
@@ -112,9 +113,7 @@ def guidelines(run: Path, disease: str, top: int) -> None:
         )
     if not chosen:
         raise CkdEhrError(f"{run}: no guideline digest of this run is for '{label}'")
-    for snippet in chosen[:top]:
-        click.echo(f"{snippet.text}\n    {cite_snippet(snippet)}\n")
-    click.echo(f"{len(chosen)} statements. Digests are not the guidelines themselves.")
+    show(show_statements([(s.text, cite_snippet(s)) for s in chosen[:top]], of=len(chosen)))
 
 
 @knowledge.command(short_help="One pair's narrative, each piece of knowledge with its source.")
@@ -141,7 +140,7 @@ def narrative(run: Path, pair: str | None, reader: Reader) -> None:
             f"cited wrongly; finish it with: ckd-ehr run CONFIG --out {run}"
         )
     folders = {name: directory.require_intact(name) for name in ("cohort", "knowledge")}
-    pair_id, config = pair.strip() if pair else example_pair(directory), directory.config()
+    pair_id, config = (pair or "").strip() or example_pair(directory), directory.config()
     show(show_sources(*cite_narrative(folders, config, pair_id=pair_id, reader=reader)))
 
 

@@ -78,6 +78,8 @@ def find_label(wanted: str, known: Sequence[str]) -> str:
     """
     wanted = wanted.strip().strip("\"'")
     folded = {name.casefold(): name for name in known}
+    if not wanted:
+        raise CkdEhrError(f"a label without a name; this run has: {'; '.join(known)}")
     if wanted.casefold() in folded:
         return folded[wanted.casefold()]
     parts = [name for key, name in folded.items() if wanted.casefold() in key]
@@ -188,7 +190,7 @@ def show_forecast(forecast: Forecast, speed: Speed) -> RenderableType:
 def show_efficacy(rows: Sequence[Mapping[str, Any]], label: str, *, top: int) -> RenderableType:
     """The treatments of one disease, the best first; rows of the efficacy table."""
     table = Table(box=None, padding=(0, 1), title=Text(label, "bold"), title_justify="left")
-    table.add_column("treatment", overflow="fold", min_width=18)
+    table.add_column("treatment", overflow="fold", min_width=12)
     for heading in ("gone with", "gone without", "odds ratio*", "q"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows[:top]:
@@ -212,7 +214,16 @@ def _q_value(value: float) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,} ({part / whole:.0%})"
+    return f"{part / whole:.0%} of {whole:,}"
+
+
+def show_statements(statements: Sequence[tuple[str, str]], *, of: int) -> RenderableType:
+    """Guideline statements, each with its citation; `of` says how many there are in all."""
+    parts = [
+        Group(Text(text), Padding(Text(cited, "dim"), (0, 0, 1, 4))) for text, cited in statements
+    ]
+    said = f"{len(statements)} of {of} statements. Digests are not the guidelines themselves."
+    return Group(*parts, Text(said, style="dim"))
 
 
 def show_sources(narrative: Narrative, citations: Mapping[str, str]) -> RenderableType:

@@ -151,7 +151,7 @@ def test_a_treatment_of_everybody_and_one_of_few_are_left_out_and_counted() -> N
 def test_a_disease_that_nobody_was_rid_of_has_no_rows_and_is_counted() -> None:
     found = count_efficacy(*cohort(), LABELS)  # heart failure always stays
     assert set(found.table["label"].to_pylist()) == {"Pneumonia"}
-    assert found.left_out["diseases nobody or everybody got rid of"] == 1
+    assert found.left_out["diseases with too few patients who got rid of them or did not"] == 1
 
 
 def test_a_disease_without_treated_patients_has_no_rows() -> None:
@@ -244,7 +244,7 @@ def test_many_pairs_of_few_patients_are_few() -> None:
         row["subject_id"] = n % 15
     found = count_efficacy(visits, pa.Table.from_pylist(rows, schema=PAIRS), LABELS)
     assert found.table.num_rows == 0
-    assert found.left_out["diseases nobody or everybody got rid of"] == 2
+    assert found.left_out["diseases with too few patients who got rid of them or did not"] == 2
     assert count_efficacy(visits, pa.Table.from_pylist(rows, schema=PAIRS), LABELS,
                           min_support=5).table.num_rows > 0  # fmt: skip
 

@@ -18,14 +18,12 @@ from ckd_ehr.contracts.wheels import parse_wheel_path, unpack
 from ckd_ehr.data.ccs import category_names
 from ckd_ehr.knowledge import condition_tables, guidelines
 from ckd_ehr.knowledge.condition_tables import mentions_of
+from ckd_ehr.knowledge.guideline_files import MAX_BYTES, SITE_FOLDER, folder_digest
 from ckd_ehr.knowledge.guidelines import (
-    MAX_BYTES,
-    SITE_FOLDER,
     Digests,
     Snippet,
     bears_on_progression,
     choose,
-    folder_digest,
     read_pack,
     read_site_folder,
 )
@@ -133,20 +131,20 @@ def test_a_superseded_guideline_is_left_out_and_named(tmp_path: Path) -> None:
     pack = write_pack(tmp_path, {f"{AKI}/risk.md": RISK}, superseded_by="kdigo_aki_2026")
     digests = read_pack(pack)
     assert digests.snippets == ()
-    assert digests.left_out == (f"{AKI}: superseded by kdigo_aki_2026",)
+    assert digests.not_for_us == (f"{AKI}: superseded by kdigo_aki_2026",)
 
 
 def test_a_guideline_without_a_row_of_conditions_is_left_out_and_named(tmp_path: Path) -> None:
     digests = read_pack(write_pack(tmp_path, {"unheard_of_2030/risk.md": RISK}))
     assert digests.snippets == ()
-    assert digests.left_out == ("unheard_of_2030: not in guideline_conditions.csv",)
+    assert digests.not_for_us == ("unheard_of_2030: not in guideline_conditions.csv",)
 
 
 @pytest.mark.parametrize(
     ("registry", "said"),
     [
         (None, "registry.json: missing"),
-        ("{", "registry.json: not valid JSON"),
+        ("{", "registry.json: no readable JSON"),
         ('{"id": 1}', "registry.json: not a list of guidelines with id and title"),
         ('[{"id": "x"}]', "registry.json: not a list of guidelines with id and title"),
         (f'[{{"id": "{AKI}", "title": "T"}}]', f"{AKI}: holds no Markdown file"),
@@ -162,7 +160,7 @@ def test_a_damaged_pack_is_refused(tmp_path: Path, registry: str | None, said: s
 
 def test_a_guideline_for_no_condition_is_left_out_and_named(tmp_path: Path) -> None:
     digests = read_pack(write_pack(tmp_path, {"rcp_news2_2017/risk.md": RISK}))
-    assert digests.left_out == ("rcp_news2_2017: for no condition",)
+    assert digests.not_for_us == ("rcp_news2_2017: for no condition",)
 
 
 def test_a_decision_on_a_statement_holds_only_while_it_reads_the_same(
@@ -223,7 +221,7 @@ def test_a_file_without_front_matter_is_left_out_and_named(tmp_path: Path) -> No
     write_site(tmp_path)
     (tmp_path / "README.md").write_text(RISK)
     digests = read_site_folder(tmp_path)
-    assert digests.left_out == ("README.md: no front matter",)
+    assert digests.left_out[0] == "README.md: no front matter"
     assert {s.file for s in digests.snippets} == {"own.md"}
 
 
@@ -235,15 +233,17 @@ def test_a_file_without_front_matter_is_left_out_and_named(tmp_path: Path) -> No
         (f"{FRONT_MATTER}\nzzz: x", "unknown key 'zzz'; it has id, title, doi, conditions"),
         (f"{FRONT_MATTER}\nconditions: [2]", "'conditions' stands there twice"),
         (f"{FRONT_MATTER}\ndoi: {'[' * 900}", "nested too deeply"),
-        ("id: 7\ntitle: T\nconditions: [157]", "id: write some text; put it in quotes"),
+        ("id: [7]\ntitle: T\nconditions: [157]", "id: write some text"),
+        ("id: a\ntitle: T\nconditions: [0x6c]", "CCS has no category '0x6c'"),
         ("id: a\ntitle: T\nconditions: []", "conditions: is empty"),
         ("id: a\ntitle: T\nconditions: [9999]", "CCS has no category '9999'"),
         ("id: a\ntitle: T\nconditions: [Gout of toe]", "CCS has no category 'Gout of toe'"),
         ("id: a\ntitle: T\nconditions: 157", "conditions: write a list"),
-        ("id: a\ntitle: T\nconditions: [true]", "conditions: write a list"),
+        ("id: a\ntitle: T\nconditions: [true]", "CCS has no category 'true'"),
+        ("{{ id }}: a\ntitle: T", "not valid YAML"),
+        ("? [a]\n: 1", "not valid YAML"),
         ("id: a\ntitle: T\nconditions: [Septicaemia]", "did you mean 2 (Septicemia"),
         ("id: ' '\ntitle: T\nconditions: [157]", "id: "),
-        ("id: a\ntitle: T\ndoi: 2024-13-45\nconditions: [157]", "its front matter: month must be"),
         ("id: [a\ntitle: T", "not valid YAML (line 3)"),
         ("- a", "must have id, title, doi, conditions"),
     ],
@@ -269,7 +269,7 @@ def test_a_file_without_a_statement_to_tell_is_named(tmp_path: Path) -> None:
     write_site(tmp_path, "id: e\ntitle: E\nconditions: [157]", "empty.md")
     (tmp_path / "empty.md").write_text((tmp_path / "empty.md").read_text().replace(RISK, "Water."))
     digests = read_site_folder(tmp_path)
-    assert digests.left_out == ("empty.md: no statement on where a disease may lead",)
+    assert digests.left_out == ("empty.md: no statement", "own.md: 2 of 3 statements kept")
     assert (digests.guidelines, digests.guideline_ids) == (1, {"own_aki", "e"})
 
 
@@ -287,10 +287,49 @@ def test_suffixes_of_any_case_and_linked_folders_are_read_once(tmp_path: Path) -
     assert {s.file for s in read_site_folder(site).snippets} == {"OWN.MD", "linked/b.markdown"}
 
 
-def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere.md")
-    with pytest.raises(CkdEhrError, match="is a link to nothing"):
-        read_site_folder(tmp_path)
+@pytest.mark.parametrize("name", ["gone.md", "gone"])
+def test_a_link_to_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    write_site(tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    for reading in READINGS:
+        with pytest.raises(CkdEhrError, match=rf"{name}: is a link to nothing"):
+            reading(tmp_path)
+
+
+def test_what_is_no_file_or_hidden_is_not_read(tmp_path: Path) -> None:
+    write_site(tmp_path)
+    write_site(tmp_path, name=".ipynb_checkpoints/own-checkpoint.md")
+    (tmp_path / "._own.md").write_bytes(b"\x00\xff")
+    assert {s.file for s in read_site_folder(tmp_path).snippets} == {"own.md"}
+    os.mkfifo(tmp_path / "pipe.md")
+    for reading in READINGS:
+        with pytest.raises(CkdEhrError, match=r"pipe\.md: has disappeared, or is no file"):
+            reading(tmp_path)
+
+
+def test_dates_and_numbers_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    write_site(tmp_path, "id: 7\ntitle: 2024\ndoi:\nconditions: [0157]")
+    [first, *_] = read_site_folder(tmp_path).snippets
+    assert (first.guideline_id, first.title, first.doi) == ("7", "2024", None)
+    assert first.conditions == (157,)
+
+
+def test_each_sentence_and_item_of_a_site_is_judged_alone(tmp_path: Path) -> None:
+    path = write_site(tmp_path) / "own.md"
+    path.write_text(
+        f"---\n{FRONT_MATTER}\n---\n"
+        "- Heart failure increases the risk of kidney failure.\n"
+        "- Consider aspirin in all of these patients.\n"
+        "- Essential hypertension increases the risk of stroke.\n\n"
+        "It was seen in half of our patients. Proteinuria increases the risk of dialysis.\n"
+    )
+    digests = read_site_folder(tmp_path)
+    assert [(s.text, s.first_line, s.mentions) for s in digests.snippets] == [
+        ("Heart failure increases the risk of kidney failure", 6, (108, 157)),
+        ("Essential hypertension increases the risk of stroke", 8, (98, 109)),
+        ("Proteinuria increases the risk of dialysis", 10, (157,)),
+    ]
+    assert digests.left_out == ("own.md: 3 of 5 statements kept",)
 
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
@@ -335,7 +374,7 @@ def test_a_folder_that_is_none_or_holds_nothing_is_refused(
     (tmp_path / "file.txt").write_text("x")
     for path, said in [
         (tmp_path / "gone", "no such folder"),
-        (tmp_path / "file.txt", "no such folder"),
+        (tmp_path / "file.txt", "this is a file; give its folder"),
         (tmp_path, "holds no Markdown file"),
     ]:
         with pytest.raises(CkdEhrError, match=said) as error:

@@ -229,6 +229,22 @@ def test_a_site_folder_that_has_disappeared_is_refused(tmp_path: Path) -> None:
         read_digests(settings.guidelines)
 
 
+def test_equal_statements_are_told_once(tmp_path: Path) -> None:
+    site = Path(write_site(tmp_path / "site"))
+    (site / "again.md").write_text(DIGEST.replace("own_heart_failure", "again"))
+    settings = KnowledgeConfig.model_validate({"guidelines": {"pack": None, "folder": site}})
+    digests = read_digests(settings.guidelines)
+    assert len(digests.snippets) == digests.doubled == 1
+
+
+def test_what_is_wrong_with_a_site_s_file_is_known_before_any_work(tmp_path: Path) -> None:
+    site = Path(write_site(tmp_path / "site"))
+    (site / "heart_failure.md").write_text(DIGEST.replace("title:", "titel:"))
+    settings = KnowledgeConfig.model_validate({"guidelines": {"pack": None, "folder": site}})
+    with pytest.raises(CkdEhrError, match="did you mean 'title'"):
+        guidelines_digests(settings)
+
+
 def test_an_id_of_the_pack_is_refused_in_a_site_folder(tmp_path: Path) -> None:
     pack, site = tmp_path / "pack", Path(write_site(tmp_path / "site"))
     name = "kdigo_aki_2012"

@@ -302,7 +302,9 @@ def _as_number(value: object) -> object:
 def _explain(problem: Mapping[str, Any], origin: str, overridden: Collection[str]) -> str:
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location) or "config"
-    if any(f"{dotted}.".startswith(f"{key}.") for key in overridden):
+    if any(
+        f"{dotted}.".startswith(f"{key}.") or key.startswith(f"{dotted}.") for key in overridden
+    ):
         origin = "override"
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"]).removeprefix("Value error, ")

@@ -52,6 +52,16 @@ def mentions_of(text: str) -> tuple[int, ...]:
     return tuple(sorted(found | {condition_terms()[m.group()] for m in capitals.finditer(text)}))
 
 
+def without_mentions(text: str) -> str:
+    """The text without the words by which it speaks of conditions.
+
+    >>> without_mentions("Essential hypertension increases the risk of stroke")
+    '… increases the risk of …'
+    """
+    words, capitals = _patterns()
+    return capitals.sub("…", words.sub("…", text))
+
+
 @cache
 def _words() -> Mapping[str, int]:
     """`condition_terms` without regard to case, abbreviations left out."""

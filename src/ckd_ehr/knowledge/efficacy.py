@@ -217,7 +217,7 @@ def _of_disease(seen: Treated, rows: NDArray[np.intp], label: int, support: int)
     columns = np.flatnonzero(~rare & ~usual & (not one_sided))
     treated = treated[:, columns]
     left_out = {
-        "diseases nobody or everybody got rid of": int(one_sided),
+        "diseases with too few patients who got rid of them or did not": int(one_sided),
         "treatments given to too few": 0 if one_sided else int((rare & (given > 0)).sum()),
         "treatments given to nearly everybody": 0 if one_sided else int((usual & ~rare).sum()),
     }

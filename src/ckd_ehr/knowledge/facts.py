@@ -8,6 +8,7 @@ on the pair's fold, and on nothing later. Ignores: how sentences become text and
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class KnowledgeBase:
         """The first statements that fit together; one too long is passed over."""
         room = self.settings.guidelines.max_tokens
         told = []
-        for snippet in self._choose(frozenset(ccs for ccs, _ in known if ccs is not None)):
+        present = frozenset(ccs for ccs, _ in known if ccs is not None)
+        for snippet in self._choose(present, counter):
             tokens = _tokens_of(snippet, counter)
             if tokens <= room:
                 room -= tokens
@@ -154,12 +156,14 @@ class KnowledgeBase:
                 break
         return tuple(told)
 
-    def _choose(self, present: frozenset[int]) -> tuple[Snippet, ...]:
+    def _choose(self, present: frozenset[int], counter: PieceCounter) -> tuple[Snippet, ...]:
         relevant = present & (self._conditions | self._at_stake)
         if relevant not in self._chosen:
-            chosen = choose(self.snippets, present=relevant, at_stake=self._at_stake)
-            self._chosen[relevant] = tuple(chosen[:MOST_STATEMENTS])
-        return self._chosen[relevant]
+            self._chosen[relevant] = tuple(
+                choose(self.snippets, present=relevant, at_stake=self._at_stake)
+            )
+        fitting = (one for one in self._chosen[relevant] if self.has_room(one, counter))
+        return tuple(islice(fitting, MOST_STATEMENTS))
 
     @cached_property
     def _conditions(self) -> frozenset[int]:

@@ -8,43 +8,35 @@ A rule finds the statements on progression; where it errs on the pinned pack,
 `guideline_statements.csv` decides.
 """
 
-import difflib
-import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
-
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    StrictInt,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.knowledge.condition_tables import (
-    category_of,
     guideline_conditions,
     mentions_of,
     reviewed_statements,
+    without_mentions,
 )
-from ckd_ehr.knowledge.markdown import Statement, split_front_matter, statements_of
+from ckd_ehr.knowledge.guideline_files import (
+    PACK,
+    REGISTRY,
+    SITE_FOLDER,
+    SITE_KEYS,
+    Guideline,
+    markdown_files,
+    read_file,
+    read_site_file,
+)
+from ckd_ehr.knowledge.markdown import Statement, statements_of
 
-MAX_BYTES = 1 << 20
-REGISTRY, CONTENT = "registry.json", "content"
-SUFFIXES = (".md", ".markdown")
-PACK, SITE_FOLDER = "knowledge.guidelines.pack", "knowledge.guidelines.folder"
+CONTENT = "content"
 OF_SITE = "site:"  # before the ids of a site's statements: its paths may be the pack's
-_SITE_KEYS = ("id", "title", "doi", "conditions")
 # What a statement on the course of a disease speaks of.
 _PROGRESSION = (
     "complications?|progress(?:es|ion|ive)?|risk|predispos\\w+|leads? to|develop(?:s|ed|ing|ment)?|"
@@ -102,48 +94,22 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Digests:
-    """Snippets, a line for each file or guideline that was left out, the ids of all guidelines.
+    """Snippets; a line for each file of which something was left out; the ids of all guidelines.
 
-    `guidelines` counts those that have a snippet.
+    `not_for_us` are guidelines of a pack that are superseded or for no condition, `doubled` counts
+    statements that say what another says.
     """
 
     snippets: tuple[Snippet, ...] = ()
     left_out: tuple[str, ...] = ()
+    not_for_us: tuple[str, ...] = ()
+    doubled: int = 0
     guideline_ids: frozenset[str] = frozenset()
 
     @property
     def guidelines(self) -> int:
         """How many guidelines have a snippet."""
         return len({snippet.guideline_id for snippet in self.snippets})
-
-
-@dataclass(frozen=True, slots=True)
-class _Guideline:
-    guideline_id: str
-    title: str
-    doi: str | None
-    conditions: tuple[int, ...]
-
-
-NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class _FrontMatter(BaseModel):
-    """What a site's own file says of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: NotBlank
-    title: NotBlank
-    doi: NotBlank | None = None
-    conditions: tuple[StrictInt | str, ...]
-
-    @field_validator("conditions")
-    @classmethod
-    def _are_known(cls, written: tuple[int | str, ...]) -> tuple[int, ...]:
-        if not written:
-            raise ValueError("is empty; list CCS categories by number or name")
-        return tuple(sorted({category_of(value) for value in written}))
 
 
 def read_pack(folder: Path) -> Digests:
@@ -161,7 +127,7 @@ def read_pack(folder: Path) -> Digests:
             left_out.append(f"{name}: {reason}")
             continue
         doi = entry.get("doi")
-        guideline = _Guideline(
+        guideline = Guideline(
             name, str(entry["title"]), str(doi) if doi else None, guideline_conditions()[name]
         )
         paths = sorted((folder / CONTENT / name).glob("*.md"))
@@ -171,11 +137,11 @@ def read_pack(folder: Path) -> Digests:
                 "again"
             )
         for path in paths:
-            snippets += _snippets(
-                guideline, f"{name}/{path.name}", _read(path), reviewed=reviewed_statements()
-            )
+            statements = _statements(path, read_file(path))
+            place = f"{name}/{path.name}"
+            snippets += _snippets(guideline, place, statements, reviewed=reviewed_statements())
     ids = frozenset(str(entry["id"]) for entry in entries)
-    return Digests(tuple(snippets), tuple(left_out), ids)
+    return Digests(tuple(snippets), not_for_us=tuple(left_out), guideline_ids=ids)
 
 
 def _why_not(entry: Mapping[str, object]) -> str | None:
@@ -203,10 +169,10 @@ def read_site_folder(folder: Path) -> Digests:
     left_out: list[str] = []
     snippets: list[Snippet] = []
     seen: dict[str, str] = {}
-    paths = _markdown_files(folder, SITE_FOLDER)
+    paths = markdown_files(folder, SITE_FOLDER)
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        guideline, lines, body = _split(path)
+        guideline, lines, body = read_site_file(path)
         if guideline is None:
             left_out.append(f"{name}: no front matter")
             continue
@@ -214,25 +180,19 @@ def read_site_folder(folder: Path) -> Digests:
             raise CkdEhrError(
                 f"{path}: id '{guideline.guideline_id}' is also that of {other}; give it another"
             )
-        found = tuple(_snippets(guideline, name, body, lines_before=lines, origin=OF_SITE))
+        statements = _statements(path, body, lines_before=lines, apart=True)
+        found = tuple(_snippets(guideline, name, statements, origin=OF_SITE))
         snippets += found
-        if not found:
-            left_out.append(f"{name}: no statement on where a disease may lead")
+        if len(found) < len(statements):
+            left_out.append(f"{name}: {len(found)} of {len(statements)} statements kept")
+        elif not found:
+            left_out.append(f"{name}: no statement")
     if not seen:
         raise CkdEhrError(
             f"{SITE_FOLDER}: {folder}: none of its {len(paths)} Markdown files has "
-            f"front matter; begin each with a line ---, then {', '.join(_SITE_KEYS)}, then ---"
+            f"front matter; begin each with a line ---, then {', '.join(SITE_KEYS)}, then ---"
         )
-    return Digests(tuple(snippets), tuple(left_out), frozenset(seen))
-
-
-def folder_digest(folder: Path, setting: str) -> str:
-    """SHA-256 over the paths and bytes of a folder's Markdown files, and its registry if any."""
-    digest = hashlib.sha256()
-    for path in [*_markdown_files(folder, setting), *sorted(folder.glob(REGISTRY))]:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return Digests(tuple(snippets), tuple(left_out), guideline_ids=frozenset(seen))
 
 
 def choose(
@@ -282,25 +242,27 @@ def bears_on_progression(text: str) -> bool:
 
 
 def _snippets(
-    guideline: _Guideline,
+    guideline: Guideline,
     file: str,
-    text: str,
+    statements: Sequence[Statement],
     *,
-    lines_before: int = 0,
     origin: str = "",
     reviewed: Mapping[str, tuple[str, bool]] = MappingProxyType({}),
 ) -> Iterator[Snippet]:
-    """The statements to keep, by rule or as somebody has decided who read them."""
+    """The statements to keep, by rule or as somebody has decided who read them.
+
+    A site's file speaks of its own conditions, whatever words it has for them.
+    """
     seen: Counter[str] = Counter()
-    try:
-        statements = statements_of(text, lines_before=lines_before)
-    except ValueError as error:
-        raise CkdEhrError(f"guideline digest {file}: {error}; divide it by empty lines") from None
     for statement in statements:
         place = f"{file}#L{statement.first_line}-L{statement.last_line}"
-        if not _is_kept(statement, reviewed.get(place)):
-            continue
-        if not (mentions := mentions_of(statement.text)):
+        mentions = mentions_of(statement.text)
+        if origin:
+            kept = bears_on_progression(without_mentions(statement.text))
+            mentions = mentions or guideline.conditions
+        else:
+            kept = _is_kept(statement, reviewed.get(place))
+        if not kept or not mentions:
             continue
         seen[place] += 1
         yield Snippet(
@@ -315,6 +277,15 @@ def _snippets(
             conditions=guideline.conditions,
             mentions=mentions,
         )
+
+
+def _statements(
+    path: Path, text: str, *, lines_before: int = 0, apart: bool = False
+) -> list[Statement]:
+    try:
+        return statements_of(text, lines_before=lines_before, apart=apart)
+    except ValueError as error:
+        raise CkdEhrError(f"{path}: {error}; divide it by empty lines") from None
 
 
 def _is_kept(statement: Statement, review: tuple[str, bool] | None) -> bool:
@@ -332,106 +303,14 @@ def _registry(path: Path) -> list[Mapping[str, object]]:
             f"{path}: missing; {PACK} must name a folder, or a pypi:// path, "
             f"with {REGISTRY} and {CONTENT}/"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CkdEhrError(f"{path}: not valid JSON ({error}); fetch the pack again") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, OSError) as error:
+        kind = type(error).__name__
+        raise CkdEhrError(f"{path}: no readable JSON ({kind}); fetch the pack again") from None
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and {"id", "title"} <= entry.keys() for entry in entries
+        isinstance(entry, dict) and entry.get("id") and entry.get("title") for entry in entries
     ):
         raise CkdEhrError(f"{path}: not a list of guidelines with id and title")
     [(name, times)] = Counter(str(entry["id"]) for entry in entries).most_common(1) or [("", 0)]
     if times > 1:
         raise CkdEhrError(f"{path}: id '{name}' stands there {times} times; leave all but one out")
     return entries
-
-
-def _markdown_files(folder: Path, setting: str) -> list[Path]:
-    """Those of a folder and the folders in it, linked ones too."""
-    if not folder.is_dir():
-        raise CkdEhrError(f"{setting}: {folder}: no such folder; mend the path, or set it to null")
-    paths, seen = [], set()
-    for inner, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(inner)) in seen:  # a link to a folder that holds it
-            folders.clear()
-            continue
-        seen.add(real)
-        paths += [Path(inner, name) for name in names if name.lower().endswith(SUFFIXES)]
-    if not paths:
-        raise CkdEhrError(f"{setting}: {folder}: holds no Markdown file ({', '.join(SUFFIXES)})")
-    for path in paths:
-        if not (name := str(path)).isprintable():  # bytes that are not UTF-8 are not printable
-            raise CkdEhrError(
-                f"{ascii(name)[1:-1]}: its name is not UTF-8 or has control characters; rename it"
-            )
-    return sorted(paths)
-
-
-def _read(path: Path) -> str:
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise CkdEhrError(
-                f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} of a digest; split it, or "
-                "keep only what bears on the course of the disease"
-            )
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise CkdEhrError(
-            f"{path}: has disappeared, or is a link to nothing; put it back, or delete the link"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise CkdEhrError(
-            f"{path}: not UTF-8 (byte {error.start}); save it in that encoding"
-        ) from None
-    except OSError as error:
-        raise CkdEhrError(f"{path}: cannot be read ({error.strerror}); allow reading it") from None
-
-
-def _split(path: Path) -> tuple[_Guideline | None, int, str]:
-    """What a site's file says of itself (None if nothing), the lines of that, and what follows."""
-    front_matter, lines, body = split_front_matter(_read(path))
-    if lines and front_matter is None:
-        raise CkdEhrError(f"{path}: its front matter has no end; close it with a line ---")
-    if front_matter is None:
-        return None, lines, body
-    try:
-        written = _yaml(front_matter)
-    except RecursionError:
-        raise CkdEhrError(f"{path}: its front matter is nested too deeply") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 2})" if mark else ""
-        raise CkdEhrError(f"{path}: its front matter is not valid YAML{place}") from None
-    except ValueError as error:  # What YAML takes for a date may be none.
-        raise CkdEhrError(f"{path}: its front matter: {error}") from None
-    if not isinstance(written, dict):
-        raise CkdEhrError(f"{path}: its front matter must have {', '.join(_SITE_KEYS)}")
-    try:
-        found = _FrontMatter.model_validate(written)
-    except ValidationError as error:
-        raise CkdEhrError(f"{path}: front matter: {_explain(error)}") from None
-    conditions = tuple(ccs for ccs in found.conditions if isinstance(ccs, int))
-    return _Guideline(found.id, found.title, found.doi, conditions), lines, body
-
-
-def _yaml(text: str) -> object:
-    """The value of a YAML text; a key that stands twice is an error, not the last of its values."""
-    root = yaml.compose(text, yaml.SafeLoader)
-    keys = Counter(key.value for key, _ in root.value) if isinstance(root, yaml.MappingNode) else {}
-    if doubled := [key for key, times in keys.items() if times > 1]:
-        raise ValueError(f"'{doubled[0]}' stands there twice; leave one out")
-    return yaml.safe_load(text)
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = str(problem["loc"][0]) if problem["loc"] else "all of it"
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _SITE_KEYS, n=1)
-        remedy = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(_SITE_KEYS)}"
-        return f"unknown key '{key}'; {remedy}"
-    if problem["type"] == "missing":
-        return f"'{key}' is missing; it must have {', '.join(_SITE_KEYS)} (doi may be left out)"
-    if problem["type"] == "value_error":
-        return f"{key}: {str(problem['msg']).removeprefix('Value error, ')}"
-    if key == "conditions":
-        return f"{key}: write a list of CCS categories, each by number or name, as [108, 158]"
-    return f"{key}: write some text; put it in quotes if it is a number or a date"

@@ -63,12 +63,14 @@ class _Block:
         return len(self.text.split())
 
 
-def statements_of(text: str, *, lines_before: int = 0) -> list[Statement]:
+def statements_of(text: str, *, lines_before: int = 0, apart: bool = False) -> list[Statement]:
     """The statements of a Markdown text, in its order.
 
     Args:
         text: without front matter.
         lines_before: lines of the file that stand before the text.
+        apart: each sentence and each item a statement of its own, but for the short items of a list
+            that an opening needs.
 
     Raises:
         ValueError: a paragraph is too long to be a statement; names its first line.
@@ -84,9 +86,9 @@ def statements_of(text: str, *, lines_before: int = 0) -> list[Statement]:
     ]
     return [
         Statement(part, block.first_line, block.last_line, block.headings)
-        for block in map(_told_alone, _joined(blocks))
+        for block in map(_told_alone, _joined(blocks, apart=apart))
         if block.words >= SHORT_STATEMENT
-        for part in _parts(block)
+        for part in _parts(block, apart=apart)
     ]
 
 
@@ -155,8 +157,11 @@ def _plain(token: Token) -> str:
     return " ".join(_NUMBERED.sub("", _GRADE.sub("", words)).split())
 
 
-def _joined(blocks: Sequence[_Block]) -> Iterator[_Block]:
-    """Lists of short items as one block with their opening; other blocks as they are."""
+def _joined(blocks: Sequence[_Block], *, apart: bool) -> Iterator[_Block]:
+    """Lists of short items as one block with their opening; other blocks as they are.
+
+    A heading opens a list too; where statements are wanted apart, one of mere fragments.
+    """
     number = 0
     while number < len(blocks):
         block = blocks[number]
@@ -164,24 +169,25 @@ def _joined(blocks: Sequence[_Block]) -> Iterator[_Block]:
         depth = block.depth + 1 if opens else 1
         start = number + 1 if opens else number
         items = _items(blocks[start:], depth, block.headings)
-        if items and max(item.words for item in items) <= SHORT_ITEM and (opens or len(items) > 1):
+        fragments = all(item.words < SHORT_STATEMENT for item in items)
+        headed = len(items) > 1 and bool(_heading_of(block)) and (fragments or not apart)
+        if items and max(item.words for item in items) <= SHORT_ITEM and (opens or headed):
             opening = block.text if opens else f"{_heading_of(block)}:"
-            listed = "; ".join(_within(items, LONG_STATEMENT - len(opening.split())))
-            first = block.first_line
-            yield _Block(
-                f"{opening} {listed}", first, items[-1].last_line, block.depth, block.headings
-            )
-            number = start + len(items)
+            told = _within(items, LONG_STATEMENT - len(opening.split()))
+            listed = "; ".join(item.text.rstrip(".;,") for item in told)
+            last = told[-1].last_line
+            yield _Block(f"{opening} {listed}", block.first_line, last, block.depth, block.headings)
+            number = start + (len(told) if apart else len(items))
         else:
             yield _with_heading(block) if block.depth and block.words <= FRAGMENT else block
             number += 1
 
 
-def _within(items: Sequence[_Block], most_words: int) -> list[str]:
+def _within(items: Sequence[_Block], most_words: int) -> Sequence[_Block]:
     """The first items that fit together, one at least."""
     ends = accumulate(item.words for item in items)
     fit = sum(end <= most_words for end in ends)
-    return [item.text.rstrip(".;,") for item in items[: max(fit, 1)]]
+    return items[: max(fit, 1)]
 
 
 def _told_alone(block: _Block) -> _Block:
@@ -215,8 +221,8 @@ def _items(blocks: Sequence[_Block], depth: int, headings: tuple[str, ...]) -> l
     return items
 
 
-def _parts(block: _Block) -> list[str]:
+def _parts(block: _Block, *, apart: bool) -> list[str]:
     """A long text by sentences."""
-    if block.words <= LONG_STATEMENT:
+    if block.words <= LONG_STATEMENT and not apart:
         return [block.text]
     return [part for part in _SENTENCE.split(block.text) if len(part.split()) >= SHORT_STATEMENT]

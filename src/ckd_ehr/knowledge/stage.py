@@ -36,24 +36,20 @@ from ckd_ehr.knowledge.facts import (
     KnowledgeBase,
     snippets_table,
 )
-from ckd_ehr.knowledge.guidelines import (
-    PACK,
-    SITE_FOLDER,
-    Digests,
-    folder_digest,
-    read_pack,
-    read_site_folder,
-)
+from ckd_ehr.knowledge.guideline_files import PACK, SITE_FOLDER, folder_digest
+from ckd_ehr.knowledge.guidelines import Digests, Snippet, read_pack, read_site_folder
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
 from ckd_ehr.knowledge.pieces import CountTokens, PieceCounter
 from ckd_ehr.knowledge.telling import Figures, tell_all
 
 TITLES_FILE = "titles.parquet"
-SAID_FILES = 3
 
 
 def guidelines_digests(settings: KnowledgeConfig) -> dict[str, str]:
-    """What identifies the guideline digests that a run reads; an error if they are not there."""
+    """What identifies the guideline digests that a run reads; an error if they are not there.
+
+    A site's files are read, so that what is wrong with them is known before anything is computed.
+    """
     if not settings.uses_guidelines:
         return {}
     digests = {}
@@ -61,6 +57,7 @@ def guidelines_digests(settings: KnowledgeConfig) -> dict[str, str]:
         wheel = parse_wheel_path(pack)
         digests["guidelines.pack"] = wheel.sha256 if wheel else folder_digest(Path(pack), PACK)
     if settings.guidelines.folder is not None:
+        read_site_folder(settings.guidelines.folder)
         digests["guidelines.folder"] = folder_digest(settings.guidelines.folder, SITE_FOLDER)
     return digests
 
@@ -78,9 +75,15 @@ def read_digests(settings: GuidelinesConfig) -> Digests:
             f"{SITE_FOLDER}: {settings.folder}: id '{doubled[0]}' is also one of the "
             f"pack's; give the site's own guideline another id"
         )
+    snippets: dict[str, Snippet] = {}
+    for snippet in (*site.snippets, *pack.snippets):  # equal words are told once, as a site's own
+        snippets.setdefault(snippet.text.casefold(), snippet)
+    doubled_texts = len(site.snippets) + len(pack.snippets) - len(snippets)
     return Digests(
-        snippets=pack.snippets + site.snippets,
-        left_out=site.left_out + pack.left_out,
+        snippets=tuple(snippets.values()),
+        left_out=site.left_out,
+        not_for_us=pack.not_for_us,
+        doubled=doubled_texts,
         guideline_ids=site.guideline_ids | pack.guideline_ids,
     )
 
@@ -114,21 +117,23 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
         "guidelines": {
             "guidelines": digests.guidelines,
             "statements": len(digests.snippets),
-            "left_out": list(digests.left_out),
+            "left_out": [*digests.left_out, *digests.not_for_us],
+            "doubled": digests.doubled,
         },
     }
     for reader, (table, facts) in tell_all(visits, pairs, base, count_tokens).items():
         write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
-        too_long = 0
+        too_long: list[str] = []
         if settings.readers[reader].guidelines:
             counter = PieceCounter(count_tokens[reader])
-            too_long = sum(not base.has_room(snippet, counter) for snippet in digests.snippets)
+            too_long = [s.snippet_id for s in digests.snippets if not base.has_room(s, counter)]
         summary[reader] = {**facts, "statements_too_long": too_long}
         context.say(_said_of_reader(reader, facts))
         if too_long:
             context.say(
-                f"{reader}: {too_long} of {len(digests.snippets)} statements are longer than "
-                f"knowledge.guidelines.max_tokens={settings.guidelines.max_tokens}, and never told"
+                f"{reader}: {len(too_long)} of {len(digests.snippets)} statements are longer than "
+                f"knowledge.guidelines.max_tokens={settings.guidelines.max_tokens}, and never told "
+                f"({too_long[0]}{' and others, in summary.json' if len(too_long) > 1 else ''})"
             )
     write_json(context.folder / "summary.json", summary)
     _audit(context)
@@ -222,8 +227,10 @@ def _said_of_guidelines(digests: Digests, settings: KnowledgeConfig) -> str:
         ignored = f"; knowledge.guidelines.folder={folder} is not read" if folder else ""
         return f"guidelines: told to no reader (knowledge.teacher.guidelines=false){ignored}"
     said = f"guidelines: {len(digests.snippets):,} statements of {digests.guidelines} digests"
-    if not digests.left_out:
-        return said
-    more = len(digests.left_out) - SAID_FILES
-    shown = "; ".join(digests.left_out[:SAID_FILES])
-    return f"{said}; left out: {shown}{f'; and {more} more' if more > 0 else ''}"
+    if not digests.snippets:
+        said += f"; nothing can be told: set {PACK} or {SITE_FOLDER}"
+    if digests.not_for_us:
+        said += f"; {len(digests.not_for_us)} of the pack are for no condition or superseded"
+    if digests.doubled:
+        said += f"; {digests.doubled} say the same as another"
+    return "\n  ".join([said, *digests.left_out])

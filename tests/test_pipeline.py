@@ -125,7 +125,7 @@ def test_knowledge_is_shown_with_its_sources(
     assert main(["knowledge", "efficacy", out, "--disease", "gout"]) == 2
     assert main(["explain", out, "--pair", told[0]["pair_id"], "--top", "200"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "of this, medical knowledge" in shown
+    assert "of all this, medical knowledge" in shown
     assert "heart_failure.md, line 8" in shown
     files = tmp_path / "files"
     assert main(["export-instructions", out, "--knowledge", "--out", str(files)]) == 0

@@ -28,6 +28,7 @@ CAVEAT = (
     "They are associations found in past records, not causes. "
     "They support a clinician's judgement and do not replace it."
 )
+FURTHER_KNOWLEDGE = 3  # pieces shown although other concepts weigh more
 TOLD = " •"  # marks a treatment that stands out
 EFFICACY_CAVEAT = (
     "Counted on train patients with the disease at one visit who came back: is it no longer coded? "
@@ -132,7 +133,12 @@ def _show_label(label: LabelExplanation, *, top: int) -> RenderableType:
     table.add_row(_signed(label.base_log_odds), "base", Text("log-odds without evidence", "dim"))
     if label.knowledge_share:
         share = f"{label.knowledge_share:.0%} of all evidence"
-        table.add_row("", "of this, medical knowledge", Text(share, "dim"))
+        table.add_row("", "of all this, medical knowledge", Text(share, "dim"))
+    for concept in [concept for concept in ranked[top:] if concept.citation][:FURTHER_KNOWLEDGE]:
+        table.add_row(
+            _signed(concept.log_odds), Text(f"  {concept.text}"), Text("one of the others", "dim")
+        )
+        table.add_row("", Text(f"  {concept.citation}", "dim"), "")
     warning = [Padding(_weakness(label), (0, 2))] if label.reading_state_share > WEAK_SHARE else []
     return Group(title, Padding(table, (0, 2)), *warning, Text())
 

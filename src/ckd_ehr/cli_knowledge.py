@@ -118,7 +118,7 @@ def guidelines(run: Path, disease: str, top: int) -> None:
 
 @knowledge.command(short_help="One pair's narrative, each piece of knowledge with its source.")
 @RUN
-@click.option("--pair", metavar="ID", help="A pair_id of the run.  [default: its first held_out]")
+@click.option("--pair", metavar="ID", help="A pair_id of the run.  [default: a held_out one]")
 @click.option("--reader", type=click.Choice(get_args(Reader)), default="teacher",
               show_default=True, help="Whose narrative.")  # fmt: skip
 def narrative(run: Path, pair: str | None, reader: Reader) -> None:
@@ -131,7 +131,7 @@ def narrative(run: Path, pair: str | None, reader: Reader) -> None:
       ckd-ehr knowledge narrative runs/demo --pair 0123456789abcdef
     """
     from ckd_ehr.display import show, show_sources
-    from ckd_ehr.knowledge.sources import cite_narrative
+    from ckd_ehr.knowledge.sources import cite_narrative, pairs_told_knowledge
 
     directory = finished_run(run, "knowledge")
     if reason := directory.out_of_date("knowledge"):
@@ -140,7 +140,9 @@ def narrative(run: Path, pair: str | None, reader: Reader) -> None:
             f"cited wrongly; finish it with: ckd-ehr run CONFIG --out {run}"
         )
     folders = {name: directory.require_intact(name) for name in ("cohort", "knowledge")}
-    pair_id, config = (pair or "").strip() or example_pair(directory), directory.config()
+    config, pair_id = directory.config(), (pair or "").strip()
+    if not pair_id:
+        pair_id = example_pair(directory, pairs_told_knowledge(folders["knowledge"], reader))
     show(show_sources(*cite_narrative(folders, config, pair_id=pair_id, reader=reader)))
 
 

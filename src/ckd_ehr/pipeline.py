@@ -4,7 +4,7 @@ The only list of stages: the command line, the docs and the run directory are bu
 Each function imports its room when it is called, so that skipping a stage costs no import.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -276,13 +276,20 @@ def finished_run(root: Path, stage_name: str, *, refuse_stale: bool = False) -> 
     return directory
 
 
-def example_pair(directory: RunDirectory) -> str:
-    """A pair to show: the first of held_out by its id, of the others if there is none."""
+def example_pair(directory: RunDirectory, among: Collection[str] = ()) -> str:
+    """A pair to show: the first of held_out by its id, of the others if there is none.
+
+    Args:
+        among: pairs worth showing, if there are any.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from ckd_ehr.contracts.files import read_table
     from ckd_ehr.contracts.records import PAIRS
 
     table = read_table(directory.require("cohort") / "pairs.parquet", PAIRS)
+    if among:
+        table = table.filter(pc.is_in(table["pair_id"], pa.array(sorted(among))))
     held_out = table.filter(pc.equal(table["split"], "held_out"))
     return str(pc.min((held_out if held_out.num_rows else table)["pair_id"]).as_py())

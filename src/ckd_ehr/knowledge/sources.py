@@ -54,6 +54,16 @@ def cite_narrative(
     }
 
 
+def pairs_told_knowledge(knowledge: Path, reader: Reader) -> list[str]:
+    """The pairs in whose narratives there is a piece of knowledge that has not been cut."""
+    table = read_table(knowledge / f"{reader}.parquet", NARRATIVES)
+    spans = table["spans"].combine_chunks()
+    of_knowledge = spans.flatten().field("from_knowledge")
+    rows = pc.unique(pc.list_parent_indices(spans).filter(of_knowledge))
+    ids: list[str] = table["pair_id"].take(rows).to_pylist()
+    return ids
+
+
 def _narratives(table: pa.Table) -> dict[str, Narrative]:
     return {
         row["pair_id"]: Narrative(

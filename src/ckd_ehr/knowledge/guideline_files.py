@@ -170,7 +170,8 @@ def _yaml(text: str) -> object:
 
 
 def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problems = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    problem = problems[0]  # a misspelt key first: what it lacks for that is no other mistake
     key = str(problem["loc"][0]) if problem["loc"] else "all of it"
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, SITE_KEYS, n=1)

@@ -1,6 +1,6 @@
 """How fast a teacher labels: ours against the paper's loop, same model, arithmetic and machine.
 
-The paper's loop: one patient at a time, the chat template with an instruction that lists the
+The paper's loop: one patient at a time, the chat template with an instruction that lists its 25
 diseases, a causal language model with all hidden states, the last token's state. Ours: the record
 alone, batches of similar length, no language-model head, concept attention and its rows of every
 layer written down besides. UCI's narratives and, without a target, MIMIC-length ones of a
@@ -26,6 +26,7 @@ from _cohorts import run
 from ckd_ehr.contracts.config import EMBEDDED_TEACHER, RunConfig, build_config
 from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
@@ -104,7 +105,8 @@ def measure(name: str, config: RunConfig, precision: str) -> dict[str, float]:
     few = examples[: THEIRS[name]]
     singly = np.concatenate([label(model, [one], reader.pad_token, precision) for one in few])
     del model
-    theirs = the_papers_loop(texts[: THEIRS[name]], labels, precision)
+    listed = [phenotype.name for phenotype in PHENOTYPES_25]
+    theirs = the_papers_loop(texts[: THEIRS[name]], listed, precision)
     return {
         "samples_per_second": ours.per_second,
         "tokens": ours.tokens,

@@ -13,6 +13,7 @@ import pytest
 from ckd_ehr.contracts.config import KnowledgeConfig, RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table, write_table
+from ckd_ehr.contracts.phenotype import PHENOTYPES_25
 from ckd_ehr.contracts.records import (
     DRUG_NAME,
     EFFICACY,
@@ -20,6 +21,7 @@ from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
     VISITS,
+    Code,
     Reader,
 )
 from ckd_ehr.contracts.runs import StageContext
@@ -28,7 +30,7 @@ from ckd_ehr.data.events import write_events
 from ckd_ehr.data.histories import index_histories, visit_phenotypes
 from ckd_ehr.knowledge import telling
 from ckd_ehr.knowledge.facts import KnowledgeBase
-from ckd_ehr.knowledge.pieces import CountTokens
+from ckd_ehr.knowledge.pieces import CountTokens, PieceCounter
 from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.knowledge.stage import guidelines_digests, read_digests, write_knowledge
 from site_guidelines import DIGEST, STATEMENT, write_site
@@ -229,12 +231,21 @@ def test_a_site_folder_that_has_disappeared_is_refused(tmp_path: Path) -> None:
         read_digests(settings.guidelines)
 
 
-def test_equal_statements_are_told_once(tmp_path: Path) -> None:
+def test_equal_statements_are_told_once_and_each_for_its_own_condition(tmp_path: Path) -> None:
     site = Path(write_site(tmp_path / "site"))
-    (site / "again.md").write_text(DIGEST.replace("own_heart_failure", "again"))
+    again = DIGEST.replace("own_heart_failure", "again").replace("[108]", "[157]")
+    (site / "again.md").write_text(again)
     settings = KnowledgeConfig.model_validate({"guidelines": {"pack": None, "folder": site}})
-    digests = read_digests(settings.guidelines)
-    assert len(digests.snippets) == digests.doubled == 1
+    base = KnowledgeBase(
+        efficacy=EFFICACY.empty_table(),
+        snippets=read_digests(settings.guidelines).snippets,
+        phenotypes=PHENOTYPES_25,
+        settings=settings,
+    )
+    heart, kidney = Code("ICD9CM", "4280", None), Code("ICD9CM", "5849", None)
+    for diagnoses in ((heart,), (kidney,), (heart, kidney)):
+        facts = base._statements([base._of(code) for code in diagnoses], PieceCounter(words))
+        assert [fact.text for fact in facts] == [STATEMENT]
 
 
 def test_what_is_wrong_with_a_site_s_file_is_known_before_any_work(tmp_path: Path) -> None:

@@ -143,14 +143,16 @@ class KnowledgeBase:
         )
 
     def _statements(self, known: Sequence[Diagnosis], counter: PieceCounter) -> Facts:
-        """The first statements that fit together; one too long is passed over."""
+        """The first statements that fit together; one too long, or told already, is passed over."""
         room = self.settings.guidelines.max_tokens
-        told = []
+        told: list[Fact] = []
+        said: set[str] = set()
         present = frozenset(ccs for ccs, _ in known if ccs is not None)
         for snippet in self._choose(present, counter):
             tokens = _tokens_of(snippet, counter)
-            if tokens <= room:
+            if tokens <= room and snippet.text.casefold() not in said:
                 room -= tokens
+                said.add(snippet.text.casefold())
                 told.append(Fact("guideline", GUIDELINE, snippet.snippet_id, snippet.text))
             if room < FEWEST_TOKENS:
                 break

@@ -96,14 +96,12 @@ class Snippet:
 class Digests:
     """Snippets; a line for each file of which something was left out; the ids of all guidelines.
 
-    `not_for_us` are guidelines of a pack that are superseded or for no condition, `doubled` counts
-    statements that say what another says.
+    `not_for_us` are guidelines of a pack that are superseded or for no condition.
     """
 
     snippets: tuple[Snippet, ...] = ()
     left_out: tuple[str, ...] = ()
     not_for_us: tuple[str, ...] = ()
-    doubled: int = 0
     guideline_ids: frozenset[str] = frozenset()
 
     @property

@@ -37,7 +37,7 @@ from ckd_ehr.knowledge.facts import (
     snippets_table,
 )
 from ckd_ehr.knowledge.guideline_files import PACK, SITE_FOLDER, folder_digest
-from ckd_ehr.knowledge.guidelines import Digests, Snippet, read_pack, read_site_folder
+from ckd_ehr.knowledge.guidelines import Digests, read_pack, read_site_folder
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
 from ckd_ehr.knowledge.pieces import CountTokens, PieceCounter
 from ckd_ehr.knowledge.telling import Figures, tell_all
@@ -75,15 +75,10 @@ def read_digests(settings: GuidelinesConfig) -> Digests:
             f"{SITE_FOLDER}: {settings.folder}: id '{doubled[0]}' is also one of the "
             f"pack's; give the site's own guideline another id"
         )
-    snippets: dict[str, Snippet] = {}
-    for snippet in (*site.snippets, *pack.snippets):  # equal words are told once, as a site's own
-        snippets.setdefault(snippet.text.casefold(), snippet)
-    doubled_texts = len(site.snippets) + len(pack.snippets) - len(snippets)
     return Digests(
-        snippets=tuple(snippets.values()),
+        snippets=site.snippets + pack.snippets,
         left_out=site.left_out,
         not_for_us=pack.not_for_us,
-        doubled=doubled_texts,
         guideline_ids=site.guideline_ids | pack.guideline_ids,
     )
 
@@ -118,7 +113,6 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
             "guidelines": digests.guidelines,
             "statements": len(digests.snippets),
             "left_out": [*digests.left_out, *digests.not_for_us],
-            "doubled": digests.doubled,
         },
     }
     for reader, (table, facts) in tell_all(visits, pairs, base, count_tokens).items():
@@ -231,6 +225,4 @@ def _said_of_guidelines(digests: Digests, settings: KnowledgeConfig) -> str:
         said += f"; nothing can be told: set {PACK} or {SITE_FOLDER}"
     if digests.not_for_us:
         said += f"; {len(digests.not_for_us)} of the pack are for no condition or superseded"
-    if digests.doubled:
-        said += f"; {digests.doubled} say the same as another"
     return "\n  ".join([said, *digests.left_out])

@@ -162,7 +162,7 @@ def the_papers_loop(texts: Sequence[Narrative], labels: Sequence[str], precision
     ).eval()
     reader = PromptReader(EMBEDDED_TEACHER, labels, max_tokens=2048)
     examples = [reader.example(str(n), text) for n, text in enumerate(texts)]
-    inputs = [torch.tensor([example.encoded.input_ids]) for example in examples]
+    inputs = [torch.from_numpy(example.encoded.input_ids)[None].long() for example in examples]
     with torch.inference_mode():
         model(inputs[0], output_hidden_states=True)
         started = perf_counter()

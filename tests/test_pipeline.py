@@ -53,7 +53,11 @@ def tiny_settings(root: Path) -> dict[str, object]:
             },
         },
         "teacher": {"model": tiny_qwen2(root / "qwen2"), "checkpoint_steps": 1, **common},
-        "student": {"model": tiny_bert(root / "bert"), **common},
+        "student": {
+            "model": tiny_bert(root / "bert"),
+            "concept_vocabulary": {"enabled": True, "min_patients": 2},
+            **common,
+        },
         "evaluation": {"bootstrap_draws": 50, "latency_pairs": 3},
     }
 
@@ -153,6 +157,16 @@ def test_a_new_training_seed_keeps_data_and_narratives() -> None:
         if fingerprint_of(stage, config, {}) != fingerprint_of(stage, other, {})
     ]
     assert changed == ["teacher", "signals", "committee", "student", "evaluation"]
+
+
+def test_another_concept_vocabulary_tells_anew_and_another_training_does_not() -> None:
+    (knowledge,) = (stage for stage in STAGES if stage.name == "knowledge")
+    changes = ({"epochs": 9}, {"concept_vocabulary": {"min_patients": 9}})
+    before, trained, told = (
+        fingerprint_of(knowledge, build_config({"name": "tiny", "student": student}), {})
+        for student in ({}, *changes)
+    )
+    assert before == trained != told
 
 
 def test_a_damaged_output_is_made_again(runner: Runner) -> None:

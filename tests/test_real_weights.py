@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckd_ehr.metrics.evaluation import format_table
+from ckd_ehr.metrics.shown import format_table
 from ckd_ehr.pipeline import STAGES
 
 pytestmark = pytest.mark.slow

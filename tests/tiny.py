@@ -1,8 +1,10 @@
 """Tiny random models of the real architectures, and a small cohort with a learnable pattern."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -15,10 +17,12 @@ from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
     VISITS,
+    Span,
     concept_id_of,
     pair_id_of,
     with_label_names,
 )
+from ckd_ehr.learning.alignment import Encoded
 
 LABELS = ("Shock", "Pneumonia", "Diabetes")
 WORDS = ("woman", "man", "shock", "fever", "sugar", "aspirin", "visit", "insulin", "cough")
@@ -37,9 +41,10 @@ def _tokenizer(special: list[str], unknown: str) -> Tokenizer:
     return tokenizer
 
 
-def tiny_bert(folder: Path, *, positions: int = 512) -> str:
-    """A random 2-layer BERT with its tokenizer, as a model folder."""
-    tokenizer = _tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "[UNK]")
+def tiny_bert(folder: Path, *, positions: int = 512, masks: bool = False) -> str:
+    """A random 2-layer BERT with its tokenizer, as a model folder; masks: with a mask token."""
+    mask = ["[MASK]"] if masks else []
+    tokenizer = _tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *mask], "[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -59,6 +64,7 @@ def tiny_bert(folder: Path, *, positions: int = 512) -> str:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        **({"mask_token": "[MASK]"} if masks else {}),
     ).save_pretrained(folder)
     return str(folder)
 
@@ -165,3 +171,9 @@ def narrative_row(pair_id: str, labels: list[bool]) -> dict[str, object]:
             }
         )
     return {"pair_id": pair_id, "text": text, "spans": spans, "concepts_cut": 0, "knowledge_cut": 0}
+
+
+def encoded_of(ids: Sequence[int], index: Sequence[int], concept_ids: Sequence[str]) -> Encoded:
+    """Tokens read at the last, of concepts of the first visit."""
+    spans = [Span(0, 0, name, "diagnosis", "S", name, 0) for name in concept_ids]
+    return Encoded.of(ids, np.array(index), spans, reading_index=len(ids) - 1)

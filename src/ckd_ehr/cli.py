@@ -18,6 +18,7 @@ import click
 
 from ckd_ehr.cli_explain import explain, print_explanation
 from ckd_ehr.cli_knowledge import knowledge
+from ckd_ehr.cli_scores import compare, export_predictions
 from ckd_ehr.cli_signals import signals
 from ckd_ehr.contracts.config import RunConfig, load_config
 from ckd_ehr.contracts.files import read_json
@@ -279,7 +280,9 @@ def audit(run: Path) -> None:
         click.get_current_context().exit(1)
 
 
+commands.add_command(compare)
 commands.add_command(explain)
+commands.add_command(export_predictions)
 commands.add_command(knowledge)
 commands.add_command(signals)
 
@@ -360,7 +363,7 @@ def _report_file(directory: RunDirectory) -> Path:
 
 
 def _show_report(directory: RunDirectory) -> None:
-    from ckd_ehr.metrics.results import format_table
+    from ckd_ehr.metrics.shown import format_table
 
     metrics = read_json(directory.require("evaluation") / "metrics.json")
     click.echo("\n" + format_table(metrics))

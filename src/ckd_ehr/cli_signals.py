@@ -38,13 +38,12 @@ def verify(run: Path) -> None:
     Example:
       ckd-ehr signals verify runs/demo
     """
-    from ckd_ehr.knowledge.sources import read_narratives
-    from ckd_ehr.learning.signal_store import SignalStore
+    from ckd_ehr.learning.signal_loader import verify_signals
 
     directory = finished_run(run, "signals")
     folder = directory.require_intact("signals")
-    store = SignalStore(folder, teacher=directory.require("teacher"), config=directory.config())
-    facts = store.verify(read_narratives(directory.require("knowledge"), "teacher"))
+    stages = {name: directory.require(name) for name in ("teacher", "knowledge")}
+    facts = verify_signals(folder, **stages, config=directory.config())
     click.echo(
         f"{folder}: {facts.pairs:,} pairs in {facts.shards:,} shards, whole; "
         f"{facts.bytes_per_pair / 1000:.1f} kB a pair"

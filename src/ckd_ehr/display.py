@@ -20,6 +20,7 @@ from ckd_ehr.doctor import Finding, Forecast, Speed, show_bytes
 
 if TYPE_CHECKING:
     from ckd_ehr.metrics.results import Figure
+    from ckd_ehr.metrics.run_comparison import RunComparison
     from ckd_ehr.metrics.sources import SourceScores
 
 WEAK_SHARE = 0.5
@@ -290,6 +291,37 @@ def show_sources_scored(scores: "SourceScores") -> RenderableType:
         f"{scores.pairs['train']:,} labelled train pairs; 95 % intervals over patients, "
         f"{scores.bootstrap_draws:,} draws; scores are macro; committee less it: paired difference "
         "in macro-AUPRC."
+    )
+    return Group(table, Text(f"\n{said}", style="dim"))
+
+
+def show_comparison(comparison: "RunComparison", *, names: tuple[str, str]) -> RenderableType:
+    """Two runs model by model: the scores of each, and the paired difference."""
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("model", "A", "B", "A less B", "p", "AUROC, A less B", "Brier, A less B"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, one in comparison.models.items():
+        table.add_row(
+            name,
+            *(_with_interval(side["macro_auprc"]) for side in (one.a, one.b)),
+            _with_interval(one.difference["macro_auprc"], signed=True),
+            "–" if one.p_holm is None else f"{one.p_holm:.3f}",
+            *(
+                _with_interval(one.difference[score], signed=True)
+                for score in ("macro_auroc", "brier")
+            ),
+        )
+    left_out = "; ".join(comparison.labels_not_shared) or "none"
+    seeds = len(comparison.seeds)
+    said = (
+        f"A: {names[0]}\nB: {names[1]}\n{comparison.pairs:,} pairs of {comparison.patients:,} "
+        f"patients held out in every run ({comparison.not_shared['a']:,} more in A, "
+        f"{comparison.not_shared['b']:,} in B); {len(comparison.labels)} labels, left out: "
+        f"{left_out}.\nA, B, A less B: macro-AUPRC; p two-sided, by Holm over the models. 95 % "
+        f"intervals over patients{' and seeds' if seeds > 1 else ''}, "
+        f"{comparison.bootstrap_draws:,} draws, in {comparison.degenerate_draws:,} of which a "
+        f"label shows one class and is left out. {seeds} training seed{'s' if seeds > 1 else ''}"
+        f"{'; a claim needs three' if seeds < 3 else ''}."
     )
     return Group(table, Text(f"\n{said}", style="dim"))
 

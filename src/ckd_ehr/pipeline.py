@@ -5,6 +5,7 @@ Each function imports its room when it is called, so that skipping a stage costs
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -42,13 +43,15 @@ def _cohort(context: StageContext) -> None:
 
 def _knowledge(context: StageContext) -> None:
     from ckd_ehr.knowledge.stage import write_knowledge
+    from ckd_ehr.learning.concept_tokens import write_extended
     from ckd_ehr.learning.weights import token_counter
 
+    student = context.config.student.model
     count_tokens: dict[Reader, Callable[[str], int]] = {
         "teacher": token_counter(context.config.teacher.model),
-        "student": token_counter(context.config.student.model),
+        "student": token_counter(student),
     }
-    write_knowledge(context, count_tokens)
+    write_knowledge(context, count_tokens, partial(write_extended, student))
 
 
 def _teacher(context: StageContext) -> None:
@@ -157,7 +160,7 @@ STAGES: tuple[Stage, ...] = (
         name="knowledge",
         summary="histories → narratives, enriched with medical knowledge",
         function=_knowledge,
-        sections=("knowledge", "labels"),
+        sections=("knowledge", "labels", "student.concept_vocabulary"),
         reads=("cohort/pairs.parquet", "cohort/visits.parquet"),
         writes=(
             "titles.parquet",
@@ -165,6 +168,7 @@ STAGES: tuple[Stage, ...] = (
             "guidelines.parquet",
             "teacher.parquet",
             "student.parquet",
+            "student_tokenizer.json",
             "summary.json",
             "fitted.json",
         ),
@@ -187,7 +191,14 @@ STAGES: tuple[Stage, ...] = (
         summary="what each fold's teacher says of the patients it has not seen",
         function=_signals,
         together=True,
-        sections=("signals.orders", "teacher", "splits.folds", "seed", "device"),
+        sections=(
+            "signals.orders",
+            "signals.unlabelled",
+            "teacher",
+            "splits.folds",
+            "seed",
+            "device",
+        ),
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
         writes=("index.parquet", "signals-*.safetensors", "opinions-*.safetensors"),
         externals=_teacher_digest,
@@ -204,6 +215,7 @@ STAGES: tuple[Stage, ...] = (
             "committee.ridge",
             "committee.calibration",
             "committee.calibration_ridge",
+            "signals.unlabelled",
             "splits.folds",
             "seed",
         ),
@@ -238,7 +250,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals", "committee"),
         writes=("hard/", "distilled/", "predictions.parquet", "fitted.json"),
         externals=_student_digest,
-        version=4,
+        version=5,
     ),
     Stage(
         name="evaluation",
@@ -248,7 +260,7 @@ STAGES: tuple[Stage, ...] = (
         sections=tuple(name for name in RunConfig.model_fields if name != "engine"),
         reads=("events", "cohort", "knowledge", "teacher", "committee", "student"),
         writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
-        version=3,
+        version=4,
     ),
 )
 

@@ -11,6 +11,8 @@ from ckd_ehr.contracts import files
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import (
     ROW_GROUP,
+    ROWS_AT_ONCE,
+    read_batches,
     read_json,
     read_table,
     write_batches,
@@ -49,6 +51,23 @@ def test_a_broken_table_is_named_with_its_remedy(tmp_path: Path) -> None:
     write_table(pa.table({"pair_id": ["a"]}), path, SCHEMA)
     with pytest.raises(CkdEhrError, match="columns missing: fold"):
         read_table(path, wide)
+
+
+def test_a_table_is_read_a_few_rows_at_a_time_in_the_wanted_columns(tmp_path: Path) -> None:
+    path, rows = tmp_path / "pairs.parquet", ROWS_AT_ONCE + 3
+    pq.write_table(pa.table({"unused": [0] * rows, "pair_id": map(str, range(rows))}), path)
+    batches = list(read_batches(path, SCHEMA))
+    assert [batch.num_rows for batch in batches] == [ROWS_AT_ONCE, 3]
+    assert batches[1].to_pylist() == [{"pair_id": str(ROWS_AT_ONCE + n)} for n in range(3)]
+    wide = pa.schema([*SCHEMA, pa.field("fold", pa.int8())])
+    with pytest.raises(CkdEhrError, match="columns missing: fold"):
+        next(read_batches(path, wide))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CkdEhrError, match=r"pairs\.parquet: not a whole Parquet file"):
+        next(read_batches(path, SCHEMA))
+    path.unlink()
+    with pytest.raises(CkdEhrError, match=r"pairs\.parquet: missing"):
+        next(read_batches(path, SCHEMA))
 
 
 def test_batches_of_any_size_give_the_same_bytes(tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ LEAKS: list[tuple[str, str, FittedOn, str]] = [
         "fold_1/early_stopping: 3 pairs of held_out",
     ),
     (
+        "student",
+        "an encoder that has read narratives of tuning",
+        fitted_on("domain", ids("train", labelled=False) + ids("tuning"), split="train"),
+        "domain: 11 pairs of no allowed set",
+    ),
+    (
         "committee",
         "calibrated on the pairs that its teacher has seen",
         fitted_on("teacher/fold_1/platt", ids("train", fold=0), split="train", folds=[0]),

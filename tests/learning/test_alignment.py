@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckd_ehr.contracts.records import Narrative, Span
-from ckd_ehr.learning.alignment import concept_index_of, encode
+from ckd_ehr.knowledge.story import OF_MEDICINE, OF_THE_PATIENT
+from ckd_ehr.learning.alignment import concept_index_of, encode, groups_of
 from ckd_ehr.learning.weights import load_tokenizer
 from tiny import tiny_bert, tiny_qwen2
 
@@ -65,6 +66,15 @@ def test_encoding_reads_where_the_model_sees_everything(tmp_path: Path, reading:
     assert encoded.concept_index[encoded.reading_index] == 0
     assert set(encoded.concept_index) == {0, 1, 2}
     assert encoded.concept_ids == tuple(span.concept_id for span in spans)
+    assert encoded.groups.tolist() == [0, 3, 3]
+    arrays = (encoded.input_ids, encoded.concept_index, encoded.groups)
+    assert [values.dtype.itemsize for values in arrays] == [4, 4, 2]
+
+
+def test_states_are_grouped_by_visit_and_apart_from_demographics_and_knowledge() -> None:
+    numbers = (OF_THE_PATIENT, 0, 0, 4, OF_MEDICINE)
+    spans = [Span(n, n + 1, str(n), "diagnosis", "S", "1", v) for n, v in enumerate(numbers)]
+    assert groups_of(spans).tolist() == [0, 1, 3, 3, 7, 2]
 
 
 def test_an_empty_history_still_reads(tmp_path: Path) -> None:
@@ -74,5 +84,5 @@ def test_an_empty_history_still_reads(tmp_path: Path) -> None:
         reading="last",
         end_token=0,
     )
-    assert encoded.input_ids == (0,)
-    assert encoded.concept_index == (0,)
+    assert encoded.input_ids.tolist() == [0]
+    assert encoded.concept_index.tolist() == [0]

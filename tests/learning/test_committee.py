@@ -196,3 +196,23 @@ def test_a_file_that_is_absent_or_cut_short_is_refused(site: tuple[Path, PairTab
     path.unlink()
     with pytest.raises(CkdEhrError, match="no such file"):
         external_digests({"site": path})
+
+
+def test_a_pair_that_a_member_has_not_read_is_left_to_the_others() -> None:
+    log_odds, labels = members(pairs=600)
+    names = ("teacher", "regression", "trees")
+    pairs = table(labels, train=500)
+    pairs.labelled[450:500] = False  # the teacher has not read these
+    partly = dict(zip(names, log_odds.copy(), strict=True))
+    partly["teacher"][450:500] = np.nan
+    whole = stacked_sources(dict(zip(names, log_odds, strict=True)), pairs, ridge=20.0)
+    found = stacked_sources(partly, pairs, ridge=20.0)
+    unread = ~pairs.labelled
+    for part in ("log_odds", "spread"):
+        mine, full = getattr(found["committee"], part), getattr(whole["committee"], part)
+        others = getattr(whole["committee_without_teacher"], part)
+        np.testing.assert_allclose(mine[unread], others[unread])
+        np.testing.assert_allclose(mine[~unread], full[~unread])
+    alone = stacked_sources({"teacher": partly["teacher"]}, pairs, ridge=20.0)["committee"]
+    assert np.isnan(alone.log_odds[unread]).all()
+    assert np.isfinite(alone.log_odds[~unread]).all()

@@ -17,7 +17,8 @@ from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.learning.committee_stage import write_committee
 from ckd_ehr.learning.examples import read_pairs
-from ckd_ehr.learning.paper_recipe import Answered, AnswerModel, collate
+from ckd_ehr.learning.language import pad_scored
+from ckd_ehr.learning.paper_recipe import AnswerModel, answered
 from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.signals import write_signals
@@ -53,8 +54,9 @@ def test_a_long_record_is_cut_from_its_beginning_never_the_reading_position(mode
     whole = PromptReader(model, LABELS, max_tokens=400)
     shorter = PromptReader(model, LABELS, max_tokens=len(whole.before) + len(whole.after) + 3)
     encoded = shorter.example("p", NARRATIVE).encoded
-    assert encoded.input_ids[: len(whole.before)] == whole.before
-    assert encoded.input_ids[-len(whole.after) :] == whole.after
+    ids = tuple(encoded.input_ids.tolist())
+    assert ids[: len(whole.before)] == whole.before
+    assert ids[-len(whole.after) :] == whole.after
     assert set(encoded.concept_index) == {0, 3}
     with pytest.raises(CkdEhrError, match=r"teacher\.paper\.max_tokens=40: the instruction"):
         PromptReader(model, LABELS, max_tokens=40)
@@ -71,8 +73,8 @@ def test_a_chat_template_is_used_where_there_is_one(tmp_path: Path) -> None:
 
 def test_the_loss_is_that_of_the_language_model_on_the_answer_alone(model: str) -> None:
     whole = Qwen2ForCausalLM.from_pretrained(model).eval()
-    answered = [Answered((5, 6, 7), (8, 9)), Answered((10, 11), (12,))]
-    batch = collate(answered, pad_token=0)
+    texts = [answered((5, 6, 7), (8, 9)), answered((10, 11), (12,))]
+    batch = pad_scored(texts, pad_token=0)
     weights = whole.get_output_embeddings().weight.detach()
     with torch.no_grad():
         ours = AnswerModel(whole.get_decoder(), weights)(**batch)["loss"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from ckd_ehr.learning.alignment import Encoded
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, make_batch
 from ckd_ehr.learning.heads import HeadOutput, LabelAttentionHead, LabelAttentionModel
 from ckd_ehr.learning.prefix import Prefix
 from ckd_ehr.learning.readout import READOUT, Readout, recording
+from tiny import encoded_of
 
 BEGINNING = (3, 1, 4, 1, 5, 9, 2)
 SIZES: dict[str, Any] = {
@@ -30,7 +30,7 @@ def prompts() -> list[Example]:
     for rest in ((10, 11, 12, 13, 14), (20, 21, 22)):
         ids = (*BEGINNING, *rest)
         index = (*[0] * len(BEGINNING), 1, 2, *[0] * (len(rest) - 2))
-        examples.append(Example(str(rest[0]), Encoded(ids, index, len(ids) - 1, ("a", "b"))))
+        examples.append(Example(str(rest[0]), encoded_of(ids, index, "ab")))
     return examples
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
+from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning import scoring
 
 PAIRS, LABELS = 200, 4
@@ -59,12 +60,16 @@ def test_weights_equal_scikit_learn_and_repetition(
     error = scoring.brier(probabilities, labels, weights)
     for draw, row in enumerate(weights):
         expected = average_precision_score(labels[:, 1], probabilities[:, 1], sample_weight=row)
-        assert ours.auprc[draw, 1] == pytest.approx(expected, rel=1e-5)
+        assert ours.auprc[draw, 1] == pytest.approx(expected, abs=1e-6)
+        expected = roc_auc_score(labels[:, 1], probabilities[:, 1], sample_weight=row)
+        assert ours.auroc[draw, 1] == pytest.approx(expected, abs=1e-6)
         repeated = np.repeat(np.arange(PAIRS), row.astype(int))
         again = scoring.label_ranking(probabilities[repeated], labels[repeated])
         np.testing.assert_allclose(ours.auroc[draw], again.auroc[0], rtol=1e-5)
         expected = f1_score(labels[:, 0], probabilities[:, 0] >= 0.4, sample_weight=row)
         assert f1.per_label[draw, 0] == pytest.approx(expected)
+        expected = f1_score(labels, probabilities >= 0.4, sample_weight=row, average="micro")
+        assert f1.micro[draw] == pytest.approx(expected)
         expected = brier_score_loss(labels[:, 0], probabilities[:, 0], sample_weight=row)
         assert error[draw, 0] == pytest.approx(expected)
         one = scoring.calibration_error(probabilities, labels, row[None])
@@ -122,6 +127,31 @@ def test_reversed_scores_mirror_auroc(rows: list[tuple[int, bool]]) -> None:
     np.testing.assert_allclose(scoring.ranking(scores, labels).auroc, mirrored, equal_nan=True)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, 1.5, -0.1])
+def test_what_is_no_probability_is_refused(
+    sample: tuple[scoring.Floats, scoring.Bools], wrong: float
+) -> None:
+    probabilities, labels = sample
+    probabilities[3, 1] = wrong
+    for score in (scoring.brier, scoring.calibration_error):
+        with pytest.raises(CkdEhrError, match=r"1 of 800 are not probabilities .*first is"):
+            score(probabilities, labels)
+
+
+def test_scores_that_are_nan_have_no_order(sample: tuple[scoring.Floats, scoring.Bools]) -> None:
+    probabilities, labels = sample
+    probabilities[3, 1] = np.nan
+    with pytest.raises(CkdEhrError, match="1 of 200 scores are NaN"):
+        scoring.label_ranking(probabilities, labels)
+
+
+def test_a_draw_without_one_class_has_no_figure() -> None:
+    weights = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=np.float32)
+    ours = scoring.ranking([0.9, 0.8, 0.1], [True, False, False], weights)
+    np.testing.assert_array_equal(ours.auroc, [1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(ours.auprc, [1.0, np.nan, np.nan])
+
+
 def test_thresholds_reach_the_best_f1(sample: tuple[scoring.Floats, scoring.Bools]) -> None:
     probabilities, labels = sample
     thresholds = scoring.best_f1_thresholds(probabilities, labels, fallback=0.7)
@@ -140,17 +170,6 @@ def test_calibration_error_by_hand() -> None:
     error = scoring.calibration_error(probabilities, labels, bins=10)
     np.testing.assert_allclose(error.per_label, [[0.4, 0.1]])
     np.testing.assert_allclose(error.micro, [0.25])
-
-
-def test_reliability_bins_hold_every_cell(
-    sample: tuple[scoring.Floats, scoring.Bools],
-) -> None:
-    probabilities, labels = sample
-    bins = scoring.reliability_bins(probabilities, labels, bins=10)
-    assert sum(b.count for b in bins) == PAIRS * LABELS
-    assert all(b.lower <= b.mean_probability <= b.upper for b in bins)
-    gap = sum(b.count * abs(b.mean_probability - b.observed) for b in bins) / labels.size
-    assert gap == pytest.approx(scoring.calibration_error(probabilities, labels, bins=10).micro[0])
 
 
 def test_platt_recovers_a_known_distortion() -> None:

@@ -1,14 +1,23 @@
 """Soft labels: calibrated on the fold's own pairs, averaged, with the spread of the opinions."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pytest
 from scipy.special import expit, logit
 
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import write_table
+from ckd_ehr.contracts.records import SOFT_LABELS
 from ckd_ehr.learning.examples import PairTable
 from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
 from ckd_ehr.learning.soft_labels import (
     FoldOpinion,
+    SoftLabels,
     calibrate,
     own_rows,
+    read_soft_labels,
     reliability,
     rows_to_label,
     soft_label_table,
@@ -146,3 +155,40 @@ def test_a_curve_tells_no_pair_its_own_label() -> None:
     assert float(macro(own)[0]) < 0.53
     assert np.isfinite(soft.logits).all()
     assert np.abs(soft.logits).max() < 8
+
+
+def test_soft_labels_are_read_in_the_order_of_the_pairs(tmp_path: Path) -> None:
+    pairs, risks = cohort(20)
+    pairs.labelled[4] = False
+    logits = logit(risks)
+    logits[4] = np.nan  # unlabelled, and nobody has read it
+    spread = np.where(np.arange(20)[:, None] % 3 == 0, np.nan, risks)
+    tables = [
+        soft_label_table(SoftLabels(source, values, spread), pairs).take(list(range(18, -1, -1)))
+        for source, values in (("teacher", logits), ("committee", -logits))
+    ]
+    path = tmp_path / "soft_labels.parquet"
+    write_table(pa.concat_tables(tables[::-1]), path, SOFT_LABELS)
+    soft = read_soft_labels(tmp_path, "teacher", pairs)
+    read = np.arange(20) != 4
+    np.testing.assert_array_equal(soft.logits, logits.astype(np.float32))
+    np.testing.assert_array_equal(soft.spread[read], spread[read].astype(np.float32))
+    with pytest.raises(CkdEhrError, match="no source 'lightgbm'"):
+        read_soft_labels(tmp_path, "lightgbm", pairs)
+    write_table(tables[0].slice(1), path, SOFT_LABELS)
+    with pytest.raises(CkdEhrError, match="lacks 1 labelled pairs; rerun stage committee"):
+        read_soft_labels(tmp_path, "teacher", pairs)
+    write_table(pa.concat_tables([tables[0], tables[0].slice(3, 1)]), path, SOFT_LABELS)
+    with pytest.raises(CkdEhrError, match="source 'teacher' names a pair twice"):
+        read_soft_labels(tmp_path, "teacher", pairs)
+
+
+def test_a_source_of_one_opinion_has_no_spread_when_read(tmp_path: Path) -> None:
+    pairs, risks = cohort(5)
+    table = soft_label_table(
+        SoftLabels("teacher", logit(risks), np.full(risks.shape, np.nan)), pairs
+    )
+    write_table(table, tmp_path / "soft_labels.parquet", SOFT_LABELS)
+    soft = read_soft_labels(tmp_path, "teacher", pairs)
+    assert np.isnan(soft.spread).all()
+    assert soft.spread.shape == (5, 2)

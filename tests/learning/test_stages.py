@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +16,32 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
+from transformers import AutoTokenizer
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table, write_table
-from ckd_ehr.contracts.fitted import FITTED, read_fitted
+from ckd_ehr.contracts.fitted import FITTED, digest_of, read_fitted
 from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, SOFT_LABELS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.fitted import fitted_findings
 from ckd_ehr.knowledge.sources import read_narratives
-from ckd_ehr.learning import labelling
-from ckd_ehr.learning.alignment import Encoded
+from ckd_ehr.knowledge.vocabulary import STUDENT_TOKENIZER
+from ckd_ehr.learning import labelling, student
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, PairDataset, make_batch
 from ckd_ehr.learning.committee_stage import write_committee
+from ckd_ehr.learning.concept_tokens import write_extended
 from ckd_ehr.learning.evidence import EVIDENCE
-from ckd_ehr.learning.examples import read_pairs
+from ckd_ehr.learning.examples import TextReader, read_pairs
 from ckd_ehr.learning.explain import explain_by_teacher
-from ckd_ehr.learning.inference import StudentPredictor
+from ckd_ehr.learning.inference import StudentPredictor, explain_by_student
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import predict_logits
 from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
-from ckd_ehr.learning.signal_store import (
-    SignalStore,
-    read_evidence,
-    read_opinions,
-    soft_logits,
-)
+from ckd_ehr.learning.signal_loader import SignalFacts, verify_signals
+from ckd_ehr.learning.signal_store import read_evidence, read_opinions
 from ckd_ehr.learning.signals import write_signals
+from ckd_ehr.learning.soft_labels import read_soft_labels
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.learning.teacher import load_teacher, new_teacher, trained_in, write_teacher
 from ckd_ehr.learning.training import (
@@ -49,7 +50,9 @@ from ckd_ehr.learning.training import (
     LossTrainer,
     usable_checkpoint,
 )
-from tiny import LABELS, tiny_bert, tiny_qwen2, write_cohort
+from ckd_ehr.learning.warm_up import MaskedModel
+from ckd_ehr.learning.weights import load_tokenizer
+from tiny import LABELS, encoded_of, tiny_bert, tiny_qwen2, write_cohort
 
 STAGES_BEFORE = ("cohort", "knowledge", "teacher", "signals", "committee")
 
@@ -127,23 +130,8 @@ def test_the_teacher_learns_the_pattern_out_of_fold(run: Run) -> None:
     pairs = read_pairs(run.root / "cohort")
     train = pairs.rows(split="train", labelled=True)
     for source in ("teacher", "committee"):
-        soft = soft_logits(run.root / "committee", source)
-        logits = np.array([soft[pair_id] for pair_id in pairs.pair_ids])
-        assert macro(label_ranking(logits[train], pairs.labels[train]).auprc)[0] > 0.9
-
-
-def test_attention_rows_sum_to_one_and_are_refused_for_another_text(run: Run) -> None:
-    pairs = read_pairs(run.root / "cohort")
-    texts = read_narratives(run.root / "knowledge", "teacher")
-    pair_id = pairs.pair_ids[int(pairs.rows(split="train", labelled=False)[0])]
-    store = _store(run)
-    signal = store.attention(pair_id, texts[pair_id].text)
-    assert signal is not None
-    assert signal.attention.shape == (3, 1 + len(texts[pair_id].spans))
-    np.testing.assert_allclose(signal.attention.sum(-1), 1, atol=2e-3)
-    with pytest.raises(CkdEhrError, match="another text or teacher"):
-        store.attention(pair_id, texts[pair_id].text + " more")
-    assert store.attention("another pair", texts[pair_id].text) is None
+        soft = read_soft_labels(run.root / "committee", source, pairs)
+        assert macro(label_ranking(soft.logits[train], pairs.labels[train]).auprc)[0] > 0.9
 
 
 def test_signals_are_made_and_keyed_in_the_arithmetic_that_the_teacher_was_trained_in(
@@ -214,6 +202,63 @@ def test_a_loaded_student_says_what_it_predicted_in_its_stage(run: Run) -> None:
     )
 
 
+def test_a_run_refuses_a_student_of_other_labels_and_a_damaged_one(
+    run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(run.root / "student" / "distilled", tmp_path / "07_student" / "distilled")
+    shutil.copytree(run.root / "cohort", tmp_path / "02_cohort")
+    pairs = tmp_path / "02_cohort" / "pairs.parquet"
+    table = read_table(pairs, PAIRS)
+    write_table(table, pairs, with_label_names(PAIRS, ("Shock", "Gout", "Diabetes")))
+    inputs = {
+        "cohort": tmp_path / "02_cohort",
+        "knowledge": run.root / "knowledge",
+        "student": tmp_path / "07_student",
+    }
+    for read in (
+        lambda: StudentPredictor.load(tmp_path),
+        lambda: explain_by_student(inputs, table["pair_id"][0].as_py(), run.config),
+    ):
+        with pytest.raises(CkdEhrError, match="its label 2 is 'Pneumonia', the wanted one 'Gout'"):
+            read()
+    write_table(table, pairs, with_label_names(PAIRS, LABELS))
+    weights = tmp_path / "07_student" / "distilled" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64])
+    with pytest.raises(CkdEhrError, match=r"07_student/distilled: its .* missing or damaged"):
+        explain_by_student(inputs, table["pair_id"][0].as_py(), run.config)
+
+
+def test_a_student_of_whole_concepts_says_when_loaded_what_it_said_in_its_stage(
+    run: Run, tmp_path: Path
+) -> None:
+    model = run.config.student.model
+    config = with_settings(run.config, "student", concept_vocabulary={"enabled": True}, epochs=0.2)
+    folders = dict(run.context("student").inputs)
+    folders["knowledge"] = Path(shutil.copytree(folders["knowledge"], tmp_path / "knowledge"))
+    (tmp_path / "student").mkdir()
+    context = StageContext(config, tmp_path / "student", folders, say=lambda _: None)
+    with pytest.raises(CkdEhrError, match=r"student_tokenizer\.json: missing"):
+        write_students(context)
+    marker = "woman. visit:"  # stands in every narrative
+    write_extended(model, [marker, "shock"], folders["knowledge"] / STUDENT_TOKENIZER)
+    write_students(context)
+    folder = tmp_path / "student" / "distilled"
+    predictor = StudentPredictor(folder)
+    words = len(load_tokenizer(model).get_vocab())
+    assert predictor.model.backbone.get_input_embeddings().weight.shape == (words + 1, 32)
+    table = pq.read_table(tmp_path / "student" / "predictions.parquet").to_pylist()
+    row = next(row for row in table if row["model"] == "student_distilled")
+    narrative = read_narratives(folders["knowledge"], "student")[row["pair_id"]]
+    ids = list(predictor.reader.example(row["pair_id"], narrative).encoded.input_ids)
+    assert ids[1] == words
+    assert AutoTokenizer.from_pretrained(folder)(narrative.text)["input_ids"] == ids
+    said = predictor.explain(row["pair_id"], narrative).labels
+    np.testing.assert_allclose([x.probability for x in said], row["probabilities"], atol=1e-4)
+    write_extended(model, ["aspirin;"], folder / "tokenizer.json")
+    with pytest.raises(CkdEhrError, match=r"tokenizer\.json: .*not what this student was trained"):
+        StudentPredictor(folder)
+
+
 def test_evidence_sums_to_the_log_odds(run: Run) -> None:
     predictor = StudentPredictor(run.root / "student" / "distilled")
     narratives = read_narratives(run.root / "knowledge", "student")
@@ -232,13 +277,14 @@ def test_the_teachers_explanation_adds_up_to_its_soft_label(run: Run, tmp_path: 
         write(StageContext(config, tmp_path / stage, folders, say=lambda _: None))
         folders[stage] = tmp_path / stage
     pairs = read_pairs(run.root / "cohort")
-    soft = soft_logits(tmp_path / "committee", "teacher")
+    soft = read_soft_labels(tmp_path / "committee", "teacher", pairs).logits
     evidence = read_table(tmp_path / "committee" / "evidence.parquet", EVIDENCE).to_pylist()
     for split in ("train", "held_out"):
-        pair_id = pairs.pair_ids[int(pairs.rows(split=split)[0])]
+        place = int(pairs.rows(split=split)[0])
+        pair_id = pairs.pair_ids[place]
         explanation = explain_by_teacher(folders, pair_id, config)
         table = {row["label"]: row for row in evidence if row["pair_id"] == pair_id}
-        for label, log_odds in zip(explanation.labels, soft[pair_id], strict=True):
+        for label, log_odds in zip(explanation.labels, soft[place], strict=True):
             total = label.base_log_odds + label.reading_state_log_odds
             total += sum(concept.log_odds for concept in label.concepts)
             assert total == pytest.approx(log_odds, abs=1e-4)
@@ -294,25 +340,14 @@ def test_a_killed_teacher_resumes_to_the_same_weights(run: Run, tmp_path: Path) 
 def test_a_decoder_is_refused_as_student_and_an_encoder_as_teacher(
     run: Run, tmp_path: Path
 ) -> None:
-    settings = run.config.model_dump(mode="json")
-    settings["teacher"]["model"], settings["student"]["model"] = (
-        settings["student"]["model"],
-        settings["teacher"]["model"],
-    )
-    swapped = Run(tmp_path, build_config(settings))
-    for name in STAGES_BEFORE:
-        (tmp_path / name).symlink_to(run.root / name)
-    with pytest.raises(CkdEhrError, match="a decoder is needed"):
-        write_teacher(
-            StageContext(
-                config=swapped.config,
-                folder=tmp_path,
-                inputs=swapped.context("student").inputs,
-                say=lambda _: None,
-            )
-        )
-    with pytest.raises(CkdEhrError, match="a BERT-family encoder is needed"):
-        write_students(swapped.context("student"))
+    inputs = run.context("student").inputs
+    for section, model, write, message in (
+        ("teacher", run.config.student.model, write_teacher, "a decoder is needed"),
+        ("student", run.config.teacher.model, write_students, "a BERT-family encoder is needed"),
+    ):
+        config = with_settings(run.config, section, model=model)
+        with pytest.raises(CkdEhrError, match=message):
+            write(StageContext(config, tmp_path, inputs, say=lambda _: None))
 
 
 def test_a_budget_beyond_the_models_positions_is_refused(run: Run, tmp_path: Path) -> None:
@@ -326,19 +361,26 @@ def test_a_budget_beyond_the_models_positions_is_refused(run: Run, tmp_path: Pat
     )
     with pytest.raises(CkdEhrError, match=r"knowledge\.teacher\.max_tokens=513.*at most 512"):
         write_teacher(context)
+    settings["knowledge"]["student"]["max_tokens"] = 513
+    settings["student"]["domain_epochs"] = 1
+    inputs = run.context("student").inputs
+    context = StageContext(build_config(settings), tmp_path, inputs, say=lambda _: None)
+    with pytest.raises(CkdEhrError, match=r"knowledge\.student\.max_tokens=513.*at most 512"):
+        write_students(context)
 
 
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     rng = np.random.default_rng(0)
     examples = [
-        Example(str(n), Encoded(tuple(range(length)), (0,) * length, length - 1, ()))
+        Example(str(n), encoded_of(range(length), [0] * length, ()))
         for n, length in enumerate(rng.integers(3, 50, 200).tolist())
     ]
     orders = []
     for number, epoch in enumerate((0, 1, 1)):
         torch.manual_seed(number)
         dataset = PairDataset(examples)
-        sampler = EpochSampler(dataset, batch_size=8, seed=3)
+        lengths = [len(example.encoded.input_ids) for example in examples]
+        sampler = EpochSampler(dataset, lengths=lengths, batch_size=8, seed=3)
         dataset.epoch = epoch
         orders.append(list(sampler))
         assert sorted(orders[-1]) == list(range(200))
@@ -375,6 +417,113 @@ def test_a_teacher_killed_within_an_epoch_resumes_to_the_same_weights(
             torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_students_killed_within_an_epoch_resume_to_the_same_weights(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed twice: while the encoder reads narratives, and in the distilled student's training."""
+
+    class KilledError(Exception):
+        pass
+
+    def killing(trained: Callable[..., object], at: int) -> Callable[..., object]:
+        steps = iter(range(10**6))
+
+        @wraps(trained)  # Trainer looks at the signature of what it trains
+        def step(self: object, *args: object, **kwargs: object) -> object:
+            if getattr(self, "training", True) and next(steps) == at:
+                raise KilledError
+            return trained(self, *args, **kwargs)
+
+        return step
+
+    reading = {"model": tiny_bert(tmp_path / "bert", masks=True), "domain_epochs": 1}
+    config = with_settings(
+        run.config, "student", **reading, epochs=2, checkpoint_steps=2, dropout=0.2, layers=1
+    )
+    inputs = run.context("student").inputs
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    write_students(StageContext(config, tmp_path / "once", inputs, say=lambda _: None))
+    said: list[str] = []
+    twice = StageContext(config, tmp_path / "twice", inputs, say=said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedModel, "forward", killing(MaskedModel.forward, 5))
+        with pytest.raises(KilledError):
+            write_students(twice)
+    with monkeypatch.context() as patch:
+        hard_steps = 2 * 5
+        patch.setattr(
+            LossTrainer, "compute_loss", killing(LossTrainer.compute_loss, hard_steps + 11)
+        )
+        with pytest.raises(KilledError):
+            write_students(twice)
+    assert usable_checkpoint(tmp_path / "twice" / "work" / "checkpoints_distilled") is not None
+    write_students(twice)
+    assert sum("student (hard): 10 steps" in line for line in said) == 1
+    for variant in ("hard", "distilled"):
+        one, two = (
+            load_file(tmp_path / n / variant / "model.safetensors") for n in ("once", "twice")
+        )
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert not any("layer.1." in name for name in one)
+    check_what_reading_leaves_behind(run, tmp_path / "once")
+
+
+def check_what_reading_leaves_behind(run: Run, folder: Path) -> None:
+    """The narratives of train pairs alone were read, once for both students."""
+    pairs = read_pairs(run.root / "cohort")
+    train = [pairs.pair_ids[row] for row in pairs.rows(split="train")]
+    assert fitted_findings(run.root / "cohort", {"student": folder / FITTED}) == []
+    record = next(one for one in read_fitted(folder / FITTED) if one.name == "domain")
+    assert (record.pairs, record.digest) == (len(train), digest_of(train))
+    histories = [
+        json.loads((folder / variant / "training.json").read_text())
+        for variant in ("hard", "distilled")
+    ]
+    assert histories[0]["domain"] == histories[1]["domain"]
+    assert histories[0]["domain"]["texts"] == len(train)
+    before, after = histories[0]["domain"]["tuning_loss"]
+    assert after < before
+
+
+def test_tuning_and_held_out_narratives_are_not_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stopped(_settings: object, **given: object) -> object:
+        seen.update(given)
+        raise StoppedError
+
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(student, "warm_up", stopped)
+    config = with_settings(run.config, "student", domain_epochs=1)
+    with pytest.raises(StoppedError):
+        write_students(
+            StageContext(config, tmp_path, run.context("student").inputs, say=lambda _: None)
+        )
+    pairs = read_pairs(run.root / "cohort")
+    narratives = read_narratives(run.root / "knowledge", "student")
+    reader = TextReader(run.config.student.model, "first")
+    for split in ("train", "tuning"):
+        examples = reader.examples(pairs, narratives, pairs.rows(split=split).tolist())
+        assert seen[split] == [tuple(one.encoded.input_ids.tolist()) for one in examples]
+
+
+def test_training_says_what_it_took(run: Run) -> None:
+    for variant in ("hard", "distilled"):
+        history = json.loads((run.root / "student" / variant / "training.json").read_text())
+        assert history["precision"] == "fp32"
+        assert 10**8 < history["peak_memory_bytes"] < 10**11
+        pairs = history["steps"] * run.config.student.batch_size
+        expected = pairs / history["seconds"]
+        assert history["pairs_per_second"] == pytest.approx(expected, rel=0.2)
+        assert "domain" not in history
+
+
 def test_an_adapter_that_lacks_weights_is_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "fold_0"
     shutil.copytree(run.root / "teacher" / "fold_0", folder)
@@ -405,8 +554,15 @@ def with_settings(config: RunConfig, section: str, **changes: object) -> RunConf
     return build_config(settings)
 
 
-def _store(run: Run) -> SignalStore:
-    return SignalStore(run.root / "signals", teacher=run.root / "teacher", config=run.config)
+def verified(
+    run: Run, signals: Path, *, config: RunConfig | None = None, teacher: Path | None = None
+) -> SignalFacts:
+    return verify_signals(
+        signals,
+        teacher=teacher or run.root / "teacher",
+        knowledge=run.root / "knowledge",
+        config=config or run.config,
+    )
 
 
 def test_evidence_says_what_the_soft_labels_rest_on(run: Run) -> None:
@@ -434,9 +590,7 @@ def test_evidence_says_what_the_soft_labels_rest_on(run: Run) -> None:
 def test_whole_signals_are_verified_and_damaged_ones_refused(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "signals"
     shutil.copytree(run.root / "signals", folder)
-    narratives = read_narratives(run.root / "knowledge", "teacher")
-    store = SignalStore(folder, teacher=run.root / "teacher", config=run.config)
-    facts = store.verify(narratives)
+    facts = verified(run, folder)
     pairs = read_pairs(run.root / "cohort")
     assert facts.pairs == len(pairs.rows(split="train"))
     assert 0 < facts.bytes_per_pair < 3000
@@ -447,7 +601,7 @@ def test_whole_signals_are_verified_and_damaged_ones_refused(run: Run, tmp_path:
     ]
     for other in others:
         with pytest.raises(CkdEhrError, match="another text or teacher"):
-            SignalStore(folder, teacher=run.root / "teacher", config=other).verify(narratives)
+            verified(run, folder, config=other)
     shutil.copytree(run.root / "teacher", tmp_path / "teacher")
     for path, old, new in (
         ("fold_0/adapter_config.json", '"lora_alpha": 16', '"lora_alpha": 128'),
@@ -457,12 +611,47 @@ def test_whole_signals_are_verified_and_damaged_ones_refused(run: Run, tmp_path:
         assert old in text
         (tmp_path / "teacher" / path).write_text(text.replace(old, new))
         with pytest.raises(CkdEhrError, match="another text or teacher"):
-            SignalStore(folder, teacher=tmp_path / "teacher", config=run.config).verify(narratives)
+            verified(run, folder, teacher=tmp_path / "teacher")
         (tmp_path / "teacher" / path).write_text(text)
     shard = next(folder.glob("signals-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-64])
     with pytest.raises(CkdEhrError, match=r"signals-.*damaged.*rerun stage signals"):
-        store.verify(narratives)
+        verified(run, folder)
+
+
+def test_a_student_learns_of_pairs_without_signals_and_names_a_shard_that_is_gone(
+    run: Run, tmp_path: Path
+) -> None:
+    folders = dict(run.context("student").inputs)
+    shutil.copytree(folders["signals"], tmp_path / "signals")
+    folders["signals"] = tmp_path / "signals"
+    index = pq.read_table(tmp_path / "signals" / "index.parquet")
+    write_table(index.slice(5), tmp_path / "signals" / "index.parquet", index.schema)
+    config, said = with_settings(run.config, "student", epochs=0.2), list[str]()
+    context = StageContext(config, tmp_path / "student", folders, say=said.append)
+    context.folder.mkdir()
+    write_students(context)
+    [line] = [line for line in said if "pairs without signals" in line]
+    assert f"5 of {len(index)} pairs without signals" in line
+    fitted = {record.name: record.pairs for record in read_fitted(context.folder / FITTED)}
+    assert fitted["distilled/weights"] == len(index)
+    shutil.rmtree(context.folder)
+    context.folder.mkdir()
+    for shard in (tmp_path / "signals").glob("signals-*"):
+        shard.unlink()
+    with pytest.raises(CkdEhrError, match=r"signals-.*missing.*rerun stage signals"):
+        write_students(context)
+
+
+def test_no_student_is_trained_where_signals_are_of_another_teacher(
+    run: Run, tmp_path: Path
+) -> None:
+    config = with_settings(run.config, "signals", orders=1)
+    with pytest.raises(CkdEhrError, match="another text or teacher; rerun stage signals"):
+        write_students(
+            StageContext(config, tmp_path, run.context("student").inputs, say=lambda _: None)
+        )
+    assert not list(tmp_path.rglob("checkpoint*"))
 
 
 def test_a_killed_labelling_loses_one_chunk(
@@ -507,9 +696,8 @@ def test_other_poolings_have_no_attention_to_distil(run: Run, tmp_path: Path, po
         (tmp_path / stage).mkdir()
         write(StageContext(config, tmp_path / stage, folders, say=said.append))
         folders[stage] = tmp_path / stage
-    assert any(
-        f"no concept attention to distil: the teacher's pooling is '{pooling}'" in x for x in said
-    )
+    for term in ("concept", "visit", "layers"):
+        assert f"    {term} term off: the teacher's pooling is '{pooling}'" in said
     with safe_open(next((tmp_path / "signals").glob("signals-*")), framework="pt") as shard:
         name = next(name for name in shard.keys() if name.endswith("/attention"))  # noqa: SIM118
         attention = shard.get_tensor(name).float().numpy()
@@ -540,7 +728,7 @@ def test_in_fold_soft_labels_collapse_and_out_of_fold_ones_do_not(run: Run) -> N
     examples = [
         Example(
             pair_id=str(number),
-            encoded=Encoded(tuple(rng.integers(5, 60, 12).tolist()), (0, 1) * 6, 11, ("c",)),
+            encoded=encoded_of(rng.integers(5, 60, 12).tolist(), [0, 1] * 6, ("c",)),
             labels=(rng.random(3) < 0.5).astype(np.float32),
         )
         for number in range(48)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
 from ckd_ehr.learning.scoring import patient_draws
@@ -32,8 +33,8 @@ def test_a_model_does_not_differ_from_itself_or_its_monotone_transform(pairs: Sc
 
 def test_pairing_narrows_the_interval(pairs: ScoredPairs) -> None:
     rng = np.random.default_rng(3)
-    risks = 0.5 * pairs.labels + rng.random(pairs.labels.shape)
-    other = risks + 0.05 * rng.normal(size=risks.shape)
+    log_odds = 2.0 * pairs.labels + rng.normal(size=pairs.labels.shape)
+    risks, other = expit(log_odds), expit(log_odds + 0.2 * rng.normal(size=log_odds.shape))
     thresholds = np.full(3, 0.5)
     one, two = measure(risks, thresholds, pairs), measure(other, thresholds, pairs)
     alone = one.resampled.overall["macro_auprc"].std()

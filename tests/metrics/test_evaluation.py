@@ -21,8 +21,9 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table, write_table
 from ckd_ehr.contracts.records import PREDICTIONS, SOFT_LABELS, label_names, with_label_names
 from ckd_ehr.contracts.runs import StageContext
-from ckd_ehr.metrics.evaluation import format_table, write_evaluation
-from ckd_ehr.metrics.results import FEWEST_PATIENTS, MODELS, Metrics, verdict
+from ckd_ehr.metrics.evaluation import write_evaluation
+from ckd_ehr.metrics.results import FEWEST_PATIENTS, MODELS, Metrics
+from ckd_ehr.metrics.shown import format_table, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,65 @@ def test_figures_equal_scikit_learn(tmp_path: Path) -> None:
         assert overall["macro_auprc"].high is not None
         assert overall["macro_auprc"].low <= overall["macro_auprc"].value  # type: ignore[operator]
         assert overall["macro_auprc"].value <= overall["macro_auprc"].high  # type: ignore[operator]
+
+
+def test_chance_stands_beside_every_auprc(tmp_path: Path) -> None:
+    context = evaluated(tmp_path)
+    metrics = metrics_of(context)
+    table = read_table(context.folder / "predictions.parquet", PREDICTIONS)
+    mine = pc.and_(pc.equal(table["model"], "teacher"), pc.equal(table["split"], "held_out"))
+    labels = matrix(table.filter(mine), "labels")
+    overall = metrics.prevalence["overall"]
+    assert overall["macro_auprc"] == pytest.approx(labels[:, :2].mean(), abs=1e-6)
+    assert overall["micro_auprc"] == pytest.approx(labels.mean(), abs=1e-6)
+    carried = metrics.models["carry_forward"]
+    for part in ("new_onset", "persistent"):
+        assert (
+            getattr(carried, part)["micro_auprc"].value >= metrics.prevalence[part]["micro_auprc"]
+        )
+
+
+def test_a_label_that_cannot_be_ranked_says_why(tmp_path: Path) -> None:
+    models = metrics_of(evaluated(tmp_path)).models
+    shock = models["teacher"].labels["Shock"]
+    assert shock.remark == "one class only"
+    assert shock.recalibration.undefined == "one class only"
+    assert models["teacher"].labels[synthetic_run.LABELS[0]].remark is None
+    separated = models["teacher"].labels[synthetic_run.LABELS[0]].recalibration
+    assert str(separated.undefined).startswith("the prediction separates the classes")
+
+
+def test_p_values_are_corrected_for_the_models_compared(tmp_path: Path) -> None:
+    context = evaluated(tmp_path, held_out=80, bootstrap_draws=400)
+    differences = metrics_of(context).differences
+    raw = [one.p_value for one in differences]
+    assert min(raw) == pytest.approx(2 / 401)  # type: ignore[type-var]
+    smallest = differences[raw.index(min(raw))]  # type: ignore[type-var]
+    assert smallest.p_holm == pytest.approx(6 / 401)
+    assert all(one.p_holm >= one.p_value for one in differences)  # type: ignore[operator]
+
+
+def test_subgroups_stand_in_the_metrics(tmp_path: Path) -> None:
+    metrics = metrics_of(evaluated(tmp_path, held_out=40))
+    assert metrics.min_cell == 20
+    assert set(metrics.subgroups) == {"sex", "age", "ethnicity", "visit", "coding"}
+    women = metrics.subgroups["sex"].groups["F"]
+    assert (women.pairs, women.patients) == (40, 40)
+    whole = metrics.models["student_distilled"].overall["macro_auprc"]
+    assert women.models["student_distilled"].overall["macro_auprc"] == whole
+
+
+def test_a_model_that_gives_no_probabilities_is_named(tmp_path: Path) -> None:
+    context = synthetic_run.write_run(tmp_path, synthetic_run.config_of())
+    path = context.inputs["student"] / "predictions.parquet"
+    table = read_table(path, PREDICTIONS)
+    values = matrix(table, "probabilities")
+    values[table["model"].to_pylist().index("student_hard")] = np.nan
+    place = table.schema.get_field_index("probabilities")
+    table = table.set_column(place, "probabilities", pa.array(list(values), pa.list_(pa.float32())))
+    write_table(table, path, with_label_names(PREDICTIONS, synthetic_run.LABELS))
+    with pytest.raises(CkdEhrError, match="model student_hard: 3 of 210 are not probabilities"):
+        write_evaluation(context)
 
 
 def test_thresholds_come_from_tuning(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from ckd_ehr.metrics.report import (
     mark_narrative,
     render_report,
 )
-from ckd_ehr.metrics.results import Difference, Figure, Metrics, verdict
+from ckd_ehr.metrics.results import Difference, Figure, Metrics
+from ckd_ehr.metrics.shown import verdict
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path"}
 

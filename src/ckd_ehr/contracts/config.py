@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ckd_ehr.contracts.config_data import (
     AuditConfig,
@@ -34,6 +34,7 @@ from ckd_ehr.contracts.config_models import (
     EMBEDDED_TEACHER,
     CommitteeConfig,
     CommitteeMember,
+    ConceptVocabularyConfig,
     LoraConfig,
     PaperConfig,
     Pooling,
@@ -53,6 +54,7 @@ __all__ = [
     "CohortConfig",
     "CommitteeConfig",
     "CommitteeMember",
+    "ConceptVocabularyConfig",
     "DataConfig",
     "EfficacyConfig",
     "EngineConfig",
@@ -150,8 +152,9 @@ class KnowledgeConfig(Section):
 class EvaluationConfig(Section):
     """How the models are scored (stage `evaluation`)."""
 
-    bootstrap_draws: int = Field(500, ge=0, description="Patient-bootstrap draws; 0 for none.")
+    bootstrap_draws: int = Field(2000, ge=0, description="Patient-bootstrap draws; 0 for none.")
     calibration_bins: int = Field(15, ge=2, description="Bins of ECE and reliability.")
+    min_cell: int = Field(20, ge=1, description="Pairs below which no subgroup is shown.")
     latency_pairs: int = Field(30, ge=1, description="Narratives timed one at a time.")
 
 
@@ -179,6 +182,18 @@ class RunConfig(Section):
     committee: CommitteeConfig = CommitteeConfig()
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _student_is_taught_by_a_source(self) -> "RunConfig":
+        members = [*self.committee.members, *self.committee.external]
+        without = [f"committee_without_{name}" for name in members] if len(members) > 2 else []
+        sources = ["committee", "teacher", *members, *without]
+        if self.student.soft_labels not in sources:
+            raise ValueError(
+                f"student.soft_labels={self.student.soft_labels}: no such source; there are "
+                f"{', '.join(dict.fromkeys(sources))}"
+            )
+        return self
 
 
 def with_places_of(config: RunConfig, other: RunConfig) -> RunConfig:

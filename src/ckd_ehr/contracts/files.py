@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from ckd_ehr.contracts.errors import CkdEhrError
 
 ROW_GROUP = 16_384
+ROWS_AT_ONCE = 1024
 
 
 def sha256_of(path: Path) -> str:
@@ -91,14 +93,32 @@ def _under(schema: pa.Schema, table: pa.Table) -> pa.Table:
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a Parquet table and check its columns against the contract."""
-    try:
+    with _named(path):
         table = pq.read_table(path)
+    _check_columns(path, table.schema, schema)
+    plain = table.select(schema.names).cast(schema.remove_metadata())
+    return plain.replace_schema_metadata(table.schema.metadata)
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """A table's rows a few at a time, of the columns in the schema: for tables beyond memory."""
+    with _named(path), pq.ParquetFile(path) as file:
+        _check_columns(path, file.schema_arrow, schema)
+        yield from file.iter_batches(ROWS_AT_ONCE, columns=schema.names)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A table that cannot be read is an error that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise CkdEhrError(f"{path}: missing; run the stage that writes it") from None
     except (pa.ArrowInvalid, OSError):
         raise CkdEhrError(f"{path}: not a whole Parquet file; rerun its stage") from None
-    missing = [name for name in schema.names if name not in table.schema.names]
+
+
+def _check_columns(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    missing = [name for name in wanted.names if name not in found.names]
     if missing:
         raise CkdEhrError(f"{path}: columns missing: {', '.join(missing)}")
-    plain = table.select(schema.names).cast(schema.remove_metadata())
-    return plain.replace_schema_metadata(table.schema.metadata)

@@ -4,7 +4,7 @@ In: the files of a finished knowledge stage. Out: narratives as their readers se
 citations by concept. Ignores: how narratives are written, and who reads them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,14 +12,20 @@ import pyarrow.compute as pc
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_table
+from ckd_ehr.contracts.files import read_batches, read_table
 from ckd_ehr.contracts.records import NARRATIVES, PAIRS, Narrative, Reader, Span
 from ckd_ehr.knowledge.facts import KnowledgeBase
 
 
 def read_narratives(knowledge: Path, reader: Reader) -> dict[str, Narrative]:
     """One reader's narratives, by pair."""
-    return _narratives(read_table(knowledge / f"{reader}.parquet", NARRATIVES))
+    return dict(iter_narratives(knowledge, reader))
+
+
+def iter_narratives(knowledge: Path, reader: Reader) -> Iterator[tuple[str, Narrative]]:
+    """Each pair and its narrative, of one reader; few of them are in memory at a time."""
+    for batch in read_batches(knowledge / f"{reader}.parquet", NARRATIVES):
+        yield from _narratives(batch).items()
 
 
 def cite_narrative(
@@ -64,7 +70,7 @@ def pairs_told_knowledge(knowledge: Path, reader: Reader) -> list[str]:
     return ids
 
 
-def _narratives(table: pa.Table) -> dict[str, Narrative]:
+def _narratives(table: pa.Table | pa.RecordBatch) -> dict[str, Narrative]:
     return {
         row["pair_id"]: Narrative(
             text=row["text"],

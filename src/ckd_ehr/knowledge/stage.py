@@ -6,7 +6,7 @@ what any of it says. A history is told what was counted without its own fold's p
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,8 +41,11 @@ from ckd_ehr.knowledge.guidelines import Digests, read_pack, read_site_folder
 from ckd_ehr.knowledge.ontology import ORIGINS, title_of, words_of
 from ckd_ehr.knowledge.pieces import CountTokens, PieceCounter
 from ckd_ehr.knowledge.telling import Figures, tell_all
+from ckd_ehr.knowledge.vocabulary import STUDENT_TOKENIZER, ConceptVocabulary, fit_vocabulary
 
 TITLES_FILE = "titles.parquet"
+COUNTED = 500  # narratives whose word pieces are counted, where they are not what is read
+Extend = Callable[[Sequence[str], Path], CountTokens]
 
 
 def guidelines_digests(settings: KnowledgeConfig) -> dict[str, str]:
@@ -83,30 +86,27 @@ def read_digests(settings: GuidelinesConfig) -> Digests:
     )
 
 
-def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTokens]) -> None:
-    """Stage `knowledge`: its tables, each reader's narrative of every pair, the leak audit."""
+def write_knowledge(
+    context: StageContext, count_tokens: Mapping[Reader, CountTokens], extend: Extend | None = None
+) -> None:
+    """Stage `knowledge`: its tables, each reader's narrative of every pair, the leak audit.
+
+    Args:
+        context: of the stage.
+        count_tokens: each reader's tokens of a text.
+        extend: writes the student's tokenizer with a token for each of these texts, and gives its
+            counter; needed for a concept vocabulary.
+    """
     settings, phenotypes = context.config.knowledge, context.config.labels.selected
     visits = read_table(context.inputs["cohort"] / "visits.parquet", VISITS)
     pairs = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
     digests = read_digests(settings.guidelines) if settings.uses_guidelines else Digests()
     context.say(_said_of_guidelines(digests, settings))
     write_table(snippets_table(digests.snippets), context.folder / GUIDELINES_FILE, GUIDELINES)
-    efficacy = count_efficacy(
-        visits,
-        pairs,
-        phenotypes,
-        kinds=settings.efficacy.kinds,
-        min_support=settings.efficacy.min_support,
-    )
-    write_table(efficacy.table, context.folder / EFFICACY_FILE, EFFICACY)
-    write_fitted(context.folder / FITTED, efficacy.fitted)
-    context.say(_said_of_efficacy(efficacy))
-    base = KnowledgeBase(
-        efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
-    )
+    efficacy = _write_efficacy(context, visits, pairs)
     titles = titles_of(visits, pairs)
     write_table(titles, context.folder / TITLES_FILE, TITLES)
-    summary = {
+    summary: dict[str, object] = {
         "titles_by_origin": _by_origin(titles),
         "efficacy": {"left_out": efficacy.left_out, **_efficacy_facts(efficacy.table)},
         "guidelines": {
@@ -115,22 +115,73 @@ def write_knowledge(context: StageContext, count_tokens: Mapping[Reader, CountTo
             "left_out": [*digests.left_out, *digests.not_for_us],
         },
     }
-    for reader, (table, facts) in tell_all(visits, pairs, base, count_tokens).items():
+    fitted, counters = list(efficacy.fitted), dict(count_tokens)
+    if (limits := context.config.student.concept_vocabulary).enabled:
+        vocabulary = fit_vocabulary(visits, pairs, limits)
+        assert extend is not None, "a concept vocabulary needs a tokenizer"
+        counters["student"] = extend(vocabulary.texts, context.folder / STUDENT_TOKENIZER)
+        fitted.append(vocabulary.fitted)
+        summary["concept_vocabulary"] = vocabulary.figures
+        context.say(_said_of_vocabulary(vocabulary))
+    write_fitted(context.folder / FITTED, fitted)
+    base = KnowledgeBase(
+        efficacy=efficacy.table, snippets=digests.snippets, phenotypes=phenotypes, settings=settings
+    )
+    summary |= _tell(context, visits, pairs, base, counters=counters, piece_counters=count_tokens)
+    write_json(context.folder / "summary.json", summary)
+    _audit(context)
+
+
+def _write_efficacy(context: StageContext, visits: pa.Table, pairs: pa.Table) -> Efficacy:
+    settings = context.config.knowledge.efficacy
+    efficacy = count_efficacy(
+        visits,
+        pairs,
+        context.config.labels.selected,
+        kinds=settings.kinds,
+        min_support=settings.min_support,
+    )
+    write_table(efficacy.table, context.folder / EFFICACY_FILE, EFFICACY)
+    context.say(_said_of_efficacy(efficacy))
+    return efficacy
+
+
+def _tell(
+    context: StageContext,
+    visits: pa.Table,
+    pairs: pa.Table,
+    base: KnowledgeBase,
+    *,
+    counters: Mapping[Reader, CountTokens],
+    piece_counters: Mapping[Reader, CountTokens],
+) -> dict[str, object]:
+    """Write each reader's narratives; figures about them."""
+    summary: dict[str, object] = {}
+    for reader, (table, facts) in tell_all(visits, pairs, base, counters).items():
         write_table(table, context.folder / f"{reader}.parquet", NARRATIVES)
         too_long: list[str] = []
-        if settings.readers[reader].guidelines:
-            counter = PieceCounter(count_tokens[reader])
-            too_long = [s.snippet_id for s in digests.snippets if not base.has_room(s, counter)]
+        if base.settings.readers[reader].guidelines:
+            counter = PieceCounter(counters[reader])
+            too_long = [s.snippet_id for s in base.snippets if not base.has_room(s, counter)]
+        if counters[reader] is not piece_counters[reader]:
+            facts |= {"mean_word_pieces": _mean_tokens(table["text"], piece_counters[reader])}
         summary[reader] = {**facts, "statements_too_long": too_long}
         context.say(_said_of_reader(reader, facts))
         if too_long:
+            limit = base.settings.guidelines.max_tokens
             context.say(
-                f"{reader}: {len(too_long)} of {len(digests.snippets)} statements are longer than "
-                f"knowledge.guidelines.max_tokens={settings.guidelines.max_tokens}, and never told "
+                f"{reader}: {len(too_long)} of {len(base.snippets)} statements are longer than "
+                f"knowledge.guidelines.max_tokens={limit}, and never told "
                 f"({too_long[0]}{' and others, in summary.json' if len(too_long) > 1 else ''})"
             )
-    write_json(context.folder / "summary.json", summary)
-    _audit(context)
+    return summary
+
+
+def _mean_tokens(texts: pa.ChunkedArray, count_tokens: CountTokens) -> float:
+    """Tokens of a text on average, of some texts spread over all."""
+    spread = list(range(0, len(texts), max(len(texts) // COUNTED, 1)))
+    some = texts.take(spread).to_pylist()
+    return round(sum(map(count_tokens, some)) / max(len(some), 1), 1)
 
 
 def _audit(context: StageContext) -> None:
@@ -207,9 +258,19 @@ def _said_of_efficacy(efficacy: Efficacy) -> str:
     return f"{said} ({why or 'no treatment of a disease to predict on record'})"
 
 
-def _said_of_reader(reader: Reader, facts: Figures) -> str:
+def _said_of_vocabulary(vocabulary: ConceptVocabulary) -> str:
     return (
-        f"{reader}: {facts['narratives']:,} narratives, {facts['mean_tokens']} tokens on average; "
+        f"student: {len(vocabulary.concepts):,} concepts are one token each, "
+        f"{vocabulary.share:.1%} of all that train histories tell"
+    )
+
+
+def _said_of_reader(reader: Reader, facts: Figures) -> str:
+    pieces = facts.get("mean_word_pieces")
+    instead = f" (word pieces: {pieces})" if pieces else ""
+    return (
+        f"{reader}: {facts['narratives']:,} narratives, {facts['mean_tokens']} tokens on average"
+        f"{instead}; "
         f"{facts['narratives_cut']:,} histories cut to {facts['max_tokens_allowed']}; "
         f"{facts['knowledge']:,} facts told, {facts['knowledge_cut']:,} cut"
     )

@@ -147,10 +147,19 @@ class RecentSentences:
         return self._known[key][1]
 
 
+def knowledge_heading(kind: Kind) -> str:
+    """What stands before the facts of a kind.
+
+    >>> knowledge_heading("guideline")
+    'Guideline digests:'
+    """
+    return f"{OPENINGS[kind]}:"
+
+
 def knowledge_sentence(facts: Facts) -> Sentence:
-    """Facts of one kind after their opening."""
+    """Facts of one kind after their heading."""
     concepts = []
-    head, opening = "", f"{OPENINGS[facts[0].kind]}:"
+    head, opening = "", knowledge_heading(facts[0].kind)
     for fact in facts:
         key = fact.kind, fact.system, fact.code
         concepts.append(_concept(head, opening, fact.text, key, index=OF_MEDICINE))

@@ -4,6 +4,7 @@ In: a narrative and a tokenizer. Out: token ids, and for each token the concept 
 Ignores: what the concepts mean.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,18 +20,53 @@ if TYPE_CHECKING:
 Reading = Literal["first", "last"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A narrative as one model reads it.
+    """A narrative as one model reads it, in few bytes: a run keeps 100,000 of them.
 
-    `concept_index[i]` is 0 for a token of no concept, else 1 + the concept's place in
-    `concept_ids`; `reading_index` is the token whose state sums up the text.
+    `input_ids` (tokens,). `concept_index` (tokens,) is 0 for a token of no concept, else 1 + the
+    concept's place in `concept_ids`; `reading_index` is the token whose state sums up the text.
+    `groups` (1 + concepts,) is what `groups_of` says.
     """
 
-    input_ids: tuple[int, ...]
-    concept_index: tuple[int, ...]
+    input_ids: NDArray[np.int32]
+    concept_index: NDArray[np.int32]
     reading_index: int
     concept_ids: tuple[str, ...]
+    groups: NDArray[np.int16]
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Sequence[int],
+        concept_index: NDArray[np.int64],
+        spans: Sequence[Span],
+        *,
+        reading_index: int,
+    ) -> "Encoded":
+        """The tokens of a text and the concepts they are of."""
+        return cls(
+            input_ids=np.array(input_ids, dtype=np.int32),
+            concept_index=concept_index.astype(np.int32),
+            reading_index=reading_index,
+            # patients have many concepts in common: one string each
+            concept_ids=tuple(sys.intern(span.concept_id) for span in spans),
+            groups=groups_of(spans),
+        )
+
+
+def groups_of(spans: Sequence[Span]) -> NDArray[np.int16]:
+    """What each state belongs to, the reading state first: (1 + concepts,).
+
+    0: the text as a whole; 1: demographics; 2: knowledge; 3 + v: visit v.
+
+    >>> woman = Span(0, 5, "a", "demographics", "GENDER", "F", -1)
+    >>> gout = Span(7, 11, "b", "diagnosis", "ICD9CM", "2749", 4)
+    >>> groups_of([woman, gout]).tolist()
+    [0, 1, 7]
+    """
+    visits = [span.visit_index for span in spans]
+    return np.array([0, *(3 + v if v >= 0 else -v for v in visits)], dtype=np.int16)
 
 
 def concept_index_of(
@@ -83,9 +119,4 @@ def encode(
         index[position] = 0
     else:
         position = 0
-    return Encoded(
-        input_ids=tuple(ids),
-        concept_index=tuple(index.tolist()),
-        reading_index=position,
-        concept_ids=tuple(span.concept_id for span in narrative.spans),
-    )
+    return Encoded.of(ids, index, narrative.spans, reading_index=position)

@@ -4,7 +4,7 @@ In: encoded narratives with their targets. Out: padded tensors. Ignores: models 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,33 +24,51 @@ MODEL_INPUTS = (
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One pair as a model reads it, with the targets it has.
+@dataclass(frozen=True, slots=True, eq=False)
+class Signal:
+    """What a teacher knows of a pair, on the states of another reader: reading state, concepts.
 
-    `teacher_attention` is (labels, 1 + concepts) over this reader's own concepts, zero where the
-    teacher did not see one; `shared` (1 + concepts,) says which states both saw.
+    Rows of the layers and the teacher's state are there if they were asked for.
     """
+
+    fold: int  # that the teacher has not seen
+    attention: NDArray[np.float32]  # (labels, 1 + concepts), zero where not shared
+    shared: NDArray[np.bool_]  # (1 + concepts,), of which both saw at least one token
+    readout: NDArray[np.float32] | None = None  # (layers, concepts), zero where not the teacher's
+    retained: NDArray[np.float32] | None = None  # (layers,), mass of a layer on all its concepts
+    state: NDArray[np.float32] | None = None  # (size,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One pair as a model reads it, with the targets it has, of labels (labels,)."""
 
     pair_id: str
     encoded: Encoded
     labels: NDArray[np.float32] | None = None
     teacher_logits: NDArray[np.float32] | None = None
-    teacher_attention: NDArray[np.float32] | None = None
-    shared: NDArray[np.bool_] | None = None
+    teacher_spread: NDArray[np.float32] | None = None  # NaN where there is one opinion
+    signal: Signal | None = None
 
 
 class PairDataset(Dataset[dict[str, object]]):
     """Examples in the form Trainer's samplers expect (`input_ids` gives the length).
 
     `retell` gives an example as it is read in an epoch, say in another order of its concepts.
+    `signal_of` gives a pair's signal on the concepts in the order of the example, as an item is
+    taken: those of all pairs would not fit into memory.
     """
 
     def __init__(
-        self, examples: Sequence[Example], retell: Callable[[Example, int], Example] | None = None
+        self,
+        examples: Sequence[Example],
+        retell: Callable[[Example, int], Example] | None = None,
+        signal_of: Callable[[str], Signal | None] | None = None,
     ) -> None:
+        assert retell is None or signal_of is None  # a signal is of one order of the concepts
         self.examples = list(examples)
         self.retell = retell
+        self.signal_of = signal_of
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -60,6 +78,8 @@ class PairDataset(Dataset[dict[str, object]]):
         example = self.examples[index]
         if self.retell is not None:
             example = self.retell(example, self.epoch)
+        if self.signal_of is not None:
+            example = replace(example, signal=self.signal_of(example.pair_id))
         return {"input_ids": example.encoded.input_ids, "example": example}
 
 
@@ -81,47 +101,76 @@ def make_batch(examples: Sequence[Example], *, pad_token: int, labels: int) -> B
     """Pad examples to one batch.
 
     Returns:
-        The model's inputs, and `labels` (B,K), `labelled` (B,), `teacher_logits` (B,K),
-        `taught` (B,), `teacher_attention` (B,K,1+C), `shared` (B,1+C).
+        The model's inputs; `visit_index` (B,1+C), the group of each state, -1 where there is none;
+        `labels` (B,K), `labelled` (B,). Each of the following where any example has it:
+        `teacher_logits` (B,K) with `taught` (B,); `teacher_spread` (B,K), NaN where unknown;
+        `teacher_attention` (B,K,1+C) with `shared` (B,1+C) and `teacher_fold` (B,), -1 where
+        unknown; `teacher_readout` (B,L,C); `teacher_retained` (B,L); `teacher_state` (B,D).
     """
-    size = len(examples)
-    tokens = max(len(example.encoded.input_ids) for example in examples)
-    concepts = max(len(example.encoded.concept_ids) for example in examples)
-    batch: Batch = {
-        "input_ids": torch.full((size, tokens), pad_token),
-        "attention_mask": torch.zeros(size, tokens, dtype=torch.long),
-        "concept_index": torch.zeros(size, tokens, dtype=torch.long),
-        "concept_mask": torch.zeros(size, concepts, dtype=torch.bool),
-        "reading_index": torch.tensor([example.encoded.reading_index for example in examples]),
-        "labels": torch.zeros(size, labels),
+    encoded = [example.encoded for example in examples]
+    states = 1 + max(len(one.concept_ids) for one in encoded)
+    index = _padded([one.concept_index for one in encoded], fill=0)
+    seen = torch.zeros(len(examples), states, dtype=torch.bool).scatter_(1, index, True)
+    return {
+        "input_ids": _padded([one.input_ids for one in encoded], fill=pad_token),
+        "attention_mask": _padded([np.ones_like(one.input_ids) for one in encoded], fill=0),
+        "concept_index": index,
+        "concept_mask": seen[:, 1:].contiguous(),
+        "reading_index": torch.tensor([one.reading_index for one in encoded]),
+        "visit_index": _padded([one.groups for one in encoded], fill=-1),
+        "labels": _padded([example.labels for example in examples], labels, fill=0.0),
         "labelled": torch.tensor([example.labels is not None for example in examples]),
-        "teacher_logits": torch.zeros(size, labels),
-        "taught": torch.tensor([example.teacher_logits is not None for example in examples]),
-        "teacher_attention": torch.zeros(size, labels, 1 + concepts),
-        "shared": torch.zeros(size, 1 + concepts, dtype=torch.bool),
+        **_soft_labels(examples),
+        **_signals(examples, states),
     }
-    for row, example in enumerate(examples):
-        _fill(batch, row, example)
+
+
+def _soft_labels(examples: Sequence[Example]) -> Batch:
+    logits = [example.teacher_logits for example in examples]
+    spread = [example.teacher_spread for example in examples]
+    batch: Batch = {}
+    if any(row is not None for row in logits):
+        batch["teacher_logits"] = _padded(logits, fill=0.0)
+        batch["taught"] = torch.tensor([row is not None for row in logits])
+    if any(row is not None for row in spread):
+        batch["teacher_spread"] = _padded(spread, fill=float("nan"))
     return batch
 
 
-def _fill(batch: Batch, row: int, example: Example) -> None:
-    encoded = example.encoded
-    length = len(encoded.input_ids)
-    batch["input_ids"][row, :length] = torch.tensor(encoded.input_ids)
-    batch["attention_mask"][row, :length] = 1
-    index = torch.tensor(encoded.concept_index)
-    batch["concept_index"][row, :length] = index
-    seen = index[index > 0] - 1
-    batch["concept_mask"][row, seen] = True
-    if example.labels is not None:
-        batch["labels"][row] = torch.from_numpy(example.labels)
-    if example.teacher_logits is not None:
-        batch["teacher_logits"][row] = torch.from_numpy(example.teacher_logits)
-    if example.teacher_attention is not None and example.shared is not None:
-        states = example.teacher_attention.shape[1]
-        batch["teacher_attention"][row, :, :states] = torch.from_numpy(example.teacher_attention)
-        batch["shared"][row, :states] = torch.from_numpy(example.shared)
+def _signals(examples: Sequence[Example], states: int) -> Batch:
+    signals = [example.signal for example in examples]
+    known = next((signal for signal in signals if signal is not None), None)
+    if known is None:
+        return {}
+    batch = {"teacher_fold": torch.tensor([-1 if one is None else one.fold for one in signals])}
+    for name, (field, width, fill) in {
+        "teacher_attention": ("attention", states, 0.0),
+        "shared": ("shared", states, False),
+        "teacher_readout": ("readout", states - 1, 0.0),
+        "teacher_retained": ("retained", None, 0.0),
+        "teacher_state": ("state", None, 0.0),
+    }.items():
+        if getattr(known, field) is not None:
+            batch[name] = _padded([getattr(one, field, None) for one in signals], width, fill=fill)
+    return batch
+
+
+def _padded(
+    rows: Sequence[NDArray[np.generic] | None], width: int | None = None, *, fill: float
+) -> Tensor:
+    """Rows as one tensor, of the kind of number that `fill` is, which stands where a row ends.
+
+    Args:
+        rows: (…, up to width) each.
+        width: of the last axis; as the widest row has it, if not given.
+    """
+    known = [row for row in rows if row is not None]
+    width = max(row.shape[-1] for row in known) if width is None else width
+    padded = torch.full((len(rows), *(known[0].shape[:-1] if known else ()), width), fill)
+    for place, row in enumerate(rows):
+        if row is not None:
+            padded[place, ..., : row.shape[-1]] = torch.from_numpy(row)
+    return padded
 
 
 def batches_by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

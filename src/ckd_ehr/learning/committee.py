@@ -99,17 +99,32 @@ def stacked_sources(
     """The committee, and the committee without each of its members, by source.
 
     Args:
-        members: calibrated log-odds (pairs, labels) by name, out of fold on train.
+        members: calibrated log-odds (pairs, labels) by name, out of fold on train; NaN where a
+            member has not read an unlabelled pair.
     """
-    rows = pairs.rows(split="train", labelled=True)
     every = {COMMITTEE: list(members)}
     if len(members) > 2:
         every |= {f"{WITHOUT}{one}": [name for name in members if name != one] for one in members}
-    stacked = {}
-    for source, names in every.items():
-        opinions = np.stack([members[name] for name in names])
-        stack = fit_stack(opinions[:, rows], pairs.labels[rows], ridge=ridge)
-        stacked[source] = Stacked(stack.apply(opinions), _spread(opinions, stack.weights), stack)
+    return {
+        source: _stacked({name: members[name] for name in names}, pairs, ridge=ridge)
+        for source, names in every.items()
+    }
+
+
+def _stacked(members: Mapping[str, Floats], pairs: "PairTable", *, ridge: float) -> Stacked:
+    """A pair that some members have not read (NaN) is left to a stack of the others."""
+    rows = pairs.rows(split="train", labelled=True)
+    opinions = np.stack(list(members.values()))
+    stack = fit_stack(opinions[:, rows], pairs.labels[rows], ridge=ridge)
+    stacked = Stacked(stack.apply(opinions), _spread(opinions, stack.weights), stack)
+    unread = np.isnan(opinions).any(axis=(0, 2))
+    others = {name: read for name, read in members.items() if not np.isnan(read[unread]).any()}
+    if unread.any() and others:
+        rest = _stacked(others, pairs, ridge=ridge)
+        stacked.log_odds[unread], stacked.spread[unread] = (
+            rest.log_odds[unread],
+            rest.spread[unread],
+        )
     return stacked
 
 

@@ -53,7 +53,9 @@ def write_committee(context: StageContext) -> None:
     external = {name: read_external(path, name, pairs) for name, path in settings.external.items()}
     sources = _Sources()
     opinions = [
-        read_opinions(context.inputs["signals"], fold, pairs)
+        read_opinions(
+            context.inputs["signals"], fold, pairs, unlabelled=context.config.signals.unlabelled
+        )
         for fold in range(context.config.splits.folds)
     ]
     calibration = _add(context, pairs, sources, TEACHER, opinions)

@@ -4,11 +4,13 @@ In: the cohort's and the knowledge stage's files. Out: arrays keyed by pair, and
 tokenizer. Ignores: what is trained on them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ckd_ehr.contracts.errors import CkdEhrError
@@ -16,6 +18,7 @@ from ckd_ehr.contracts.files import read_table
 from ckd_ehr.contracts.records import PAIRS, Narrative, label_names
 from ckd_ehr.learning.alignment import Reading, encode
 from ckd_ehr.learning.batches import Example
+from ckd_ehr.learning.concept_tokens import read_extended
 from ckd_ehr.learning.weights import load_tokenizer, resolve_model
 
 
@@ -61,11 +64,28 @@ def read_pairs(cohort: Path) -> PairTable:
     )
 
 
-class TextReader:
-    """How one model reads narratives: its tokenizer, its reading position, its padding."""
+def read_label_names(cohort: Path) -> tuple[str, ...]:
+    """What the cohort stage's labels are called, in their order."""
+    try:
+        return label_names(pq.read_schema(cohort / "pairs.parquet"))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CkdEhrError(
+            f"{cohort / 'pairs.parquet'}: missing or damaged ({type(error).__name__}); "
+            "run stage cohort again"
+        ) from None
 
-    def __init__(self, model: str, reading: Reading) -> None:
-        self.tokenizer = load_tokenizer(model)
+
+class TextReader:
+    """How one model reads narratives: its tokenizer, its reading position, its padding.
+
+    Args:
+        model: its name.
+        reading: where it reads.
+        extended: the file of its tokenizer with whole concepts as tokens, if it reads with that.
+    """
+
+    def __init__(self, model: str, reading: Reading, extended: Path | None = None) -> None:
+        self.tokenizer = read_extended(model, extended) if extended else load_tokenizer(model)
         self.reading: Reading = reading
         tokens = _special_tokens(resolve_model(model))
         self.pad_token = tokens["pad"]
@@ -80,15 +100,23 @@ class TextReader:
         self, pairs: PairTable, narratives: Mapping[str, Narrative], rows: Sequence[int]
     ) -> list[Example]:
         """Examples of these rows, with their hard labels where they have any."""
-        return [self._labelled(pairs, narratives, row) for row in rows]
+        wanted = [pairs.pair_ids[row] for row in rows]
+        texts = ((pair_id, narratives[pair_id]) for pair_id in wanted if pair_id in narratives)
+        return self.read(pairs, texts, rows)
 
-    def _labelled(self, pairs: PairTable, texts: Mapping[str, Narrative], row: int) -> Example:
-        pair_id = pairs.pair_ids[row]
-        if pair_id not in texts:
+    def read(
+        self, pairs: PairTable, texts: Iterable[tuple[str, Narrative]], rows: Sequence[int]
+    ) -> list[Example]:
+        """As `examples`, of narratives that come in any order and are not kept."""
+        row_of = {pairs.pair_ids[row]: row for row in rows}
+        read: dict[int, Example] = {}
+        for pair_id, narrative in texts:
+            if (row := row_of.get(pair_id)) is not None:
+                labels = pairs.labels[row].astype(np.float32) if pairs.labelled[row] else None
+                read[row] = replace(self.example(pair_id, narrative), labels=labels)
+        if len(read) < len(row_of):
             raise CkdEhrError("a pair has no narrative; rerun stage knowledge")
-        example = self.example(pair_id, texts[pair_id])
-        labels = pairs.labels[row].astype(np.float32) if pairs.labelled[row] else None
-        return Example(pair_id=pair_id, encoded=example.encoded, labels=labels)
+        return [read[row] for row in rows]
 
 
 def _special_tokens(folder: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,7 @@ class HeadOutput(NamedTuple):
     attention: Tensor  # (batch, labels, 1 + concepts), rows sum to 1
     evidence: Tensor  # (batch, labels, 1 + concepts), sums to logit - bias
     state: Tensor  # (batch, size), the reading state, normalised
+    readout: Tensor | None = None  # (batch, layers, concepts), see readout.py; where recorded
 
 
 def pool_concepts(
@@ -121,8 +122,49 @@ class LabelAttentionHead(nn.Module):
         return scores
 
 
+def read_hidden(
+    head: LabelAttentionHead,
+    hidden: Tensor,
+    concept_index: Tensor,
+    concept_mask: Tensor,
+    reading_index: Tensor | None,
+    *,
+    pooling: ConceptState,
+) -> HeadOutput:
+    """What the head reads of a backbone's last states, in fp32.
+
+    Args:
+        hidden: (batch, tokens, size).
+        concept_index: (batch, tokens), 0 for none, c for concept c (from 1).
+        concept_mask: (batch, concepts), False where a concept is absent.
+        reading_index: (batch,), None for the first token.
+    """
+    if reading_index is None:
+        reading = hidden[:, :1]
+    else:
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        reading = hidden[rows, reading_index].unsqueeze(1)
+    concepts = pool_concepts(hidden, concept_index, concept_mask.shape[1], pooling)
+    always = concept_mask.new_ones(hidden.shape[0], 1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        output: HeadOutput = head(
+            torch.cat([reading, concepts], dim=1), torch.cat([always, concept_mask], dim=1)
+        )
+    return output
+
+
+class LabelModel(Protocol):
+    """A backbone with a label attention head, whether a teacher or a student."""
+
+    backbone: nn.Module
+    head: LabelAttentionHead
+
+    def __call__(self, **inputs: Tensor) -> HeadOutput:
+        """The head's output for a batch of `batches.MODEL_INPUTS`."""
+
+
 class LabelAttentionModel(nn.Module):
-    """A Transformer backbone with the label attention head.
+    """A Transformer backbone with the label attention head: the teacher.
 
     Only parameters that are trained enter `state_dict`, so that a checkpoint of a LoRA teacher
     holds its adapter and head, not the frozen backbone.
@@ -154,14 +196,9 @@ class LabelAttentionModel(nn.Module):
         hidden = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, **cached
         ).last_hidden_state
-        rows = torch.arange(len(hidden), device=hidden.device)
-        reading = hidden[rows, reading_index].unsqueeze(1)
-        concepts = pool_concepts(hidden, concept_index, concept_mask.shape[1], self.pooling)
-        states = torch.cat([reading, concepts], dim=1)
-        always = concept_mask.new_ones(len(hidden), 1)
-        with torch.autocast(hidden.device.type, enabled=False):
-            output: HeadOutput = self.head(states, torch.cat([always, concept_mask], dim=1))
-        return output
+        return read_hidden(
+            self.head, hidden, concept_index, concept_mask, reading_index, pooling=self.pooling
+        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained parameters."""

@@ -7,6 +7,7 @@ explanations. Ignores: how the student was trained.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +15,19 @@ from scipy.special import expit
 
 from ckd_ehr.contracts.config import KnowledgeConfig, RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import sha256_of
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import Explanation, Narrative, Visit
 from ckd_ehr.knowledge.efficacy import ALL_TRAIN
 from ckd_ehr.knowledge.facts import Facts, KnowledgeBase
 from ckd_ehr.knowledge.narrative import Teller
 from ckd_ehr.knowledge.sources import cite_narrative
-from ckd_ehr.learning.examples import TextReader
+from ckd_ehr.learning.examples import TextReader, read_label_names
 from ckd_ehr.learning.explain import calibrated_evidence, label_explanations
 from ckd_ehr.learning.reading import pick_device, predict_logits, read_batch, reading
 from ckd_ehr.learning.scoring import PlattScaling
-from ckd_ehr.learning.student import PREDICTOR, Variant, load_student
+from ckd_ehr.learning.student import PREDICTOR, TOKENIZER, Variant
+from ckd_ehr.learning.student_model import load_student, refuse_other_labels
 from ckd_ehr.learning.weights import token_counter
 
 
@@ -34,21 +37,28 @@ class StudentPredictor:
     Args:
         folder: of the student.
         knowledge: the folder of the knowledge stage, to tell new histories as it did.
+        labels: what it must predict, in this order; None for whatever it does.
     """
 
-    def __init__(self, folder: Path, *, knowledge: Path | None = None, device: str = "cpu") -> None:
-        try:
-            facts = json.loads((folder / PREDICTOR).read_text())
-        except FileNotFoundError:
-            raise CkdEhrError(f"{folder}: no trained student ({PREDICTOR} is missing)") from None
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        knowledge: Path | None = None,
+        labels: Sequence[str] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        facts = _read_facts(folder)
         self._folder = folder
         self.facts: Mapping[str, object] = facts
         self.labels: tuple[str, ...] = tuple(facts["labels"])
+        if labels is not None:
+            refuse_other_labels(folder, self.labels, labels)
         self.prevalence = np.asarray(facts["prevalence"])
         self.scaling = PlattScaling(np.asarray(facts["slope"]), np.asarray(facts["intercept"]))
         self.max_history_visits = int(facts["max_history_visits"])
         self.device = pick_device(device)
-        self.model = load_student(folder, device=self.device)
+        self.model = load_student(folder, device=self.device, labels=self.labels)
         self.reader = TextReader(str(folder), "first")
         self._teller = Teller(token_counter(str(folder)), max_tokens=int(facts["max_tokens"]))
         self._settings = KnowledgeConfig.model_validate(facts["knowledge"])
@@ -62,7 +72,8 @@ class StudentPredictor:
     @classmethod
     def load(cls, run: Path, variant: Variant = "distilled") -> "StudentPredictor":
         """The student of a run directory."""
-        return cls(run / "07_student" / variant, knowledge=run / "03_knowledge")
+        labels = read_label_names(run / "02_cohort")
+        return cls(run / "07_student" / variant, knowledge=run / "03_knowledge", labels=labels)
 
     def narrate(self, history: Sequence[Visit]) -> Narrative:
         """The text the student reads of a history (oldest visit first)."""
@@ -124,6 +135,20 @@ class StudentPredictor:
         )
 
 
+def _read_facts(folder: Path) -> Any:
+    """What `predictor.json` says, if the tokenizer beside it is the one that it was written for."""
+    try:
+        facts = json.loads((folder / PREDICTOR).read_text())
+    except FileNotFoundError:
+        raise CkdEhrError(f"{folder}: no trained student ({PREDICTOR} is missing)") from None
+    tokenizer = folder / TOKENIZER
+    if not tokenizer.is_file() or sha256_of(tokenizer) != facts.get("tokenizer_sha256"):
+        raise CkdEhrError(
+            f"{tokenizer}: missing, or not what this student was trained with; rerun stage student"
+        )
+    return facts
+
+
 def explain_by_student(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) -> Explanation:
     """Explain the distilled student's risks for one pair of a run.
 
@@ -131,5 +156,9 @@ def explain_by_student(inputs: Mapping[str, Path], pair_id: str, config: RunConf
         inputs: the folders of the stages `cohort`, `knowledge` and `student`.
     """
     narrative, citations = cite_narrative(inputs, config, pair_id=pair_id, reader="student")
-    predictor = StudentPredictor(inputs["student"] / "distilled", device=config.device)
+    predictor = StudentPredictor(
+        inputs["student"] / "distilled",
+        labels=read_label_names(inputs["cohort"]),
+        device=config.device,
+    )
     return predictor.explain(pair_id, narrative, citations)

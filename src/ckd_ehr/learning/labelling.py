@@ -30,7 +30,7 @@ from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
 from ckd_ehr.learning.orders import generator_of, shuffled
 from ckd_ehr.learning.prefix import Prefix
 from ckd_ehr.learning.prompts import PromptReader
-from ckd_ehr.learning.reading import pick_device, reading
+from ckd_ehr.learning.reading import on_cpu, pick_device, reading
 from ckd_ehr.learning.readout import Readout, recording
 from ckd_ehr.learning.signal_store import EVIDENCE, LOGITS, opinions_name, shard_name
 from ckd_ehr.learning.soft_labels import rows_to_label
@@ -82,7 +82,7 @@ class FoldLabeller:
     ) -> None:
         self.context = context
         self.fold = fold
-        self.rows = rows_to_label(pairs, fold)
+        self.rows = rows_to_label(pairs, fold, unlabelled=context.config.signals.unlabelled)
         self.pair_ids = [pairs.pair_ids[row] for row in self.rows]
         self.is_train: NDArray[np.bool_] = pairs.split[self.rows] == "train"
         self.narratives = narratives
@@ -169,8 +169,8 @@ class FoldLabeller:
             if self.is_train[start + place]:
                 shard |= {f"{pair_id}/{name}": value for name, value in known.items()}
         if shard:
-            _save(shard, self.context.work / shard_name(self.fold, start))
-        _save(opinions, self.context.work / opinions_name(self.fold, start))
+            save_shard(shard, self.context.work / shard_name(self.fold, start))
+        save_shard(opinions, self.context.work / opinions_name(self.fold, start))
 
     def _read(self, examples: Sequence[Example]) -> tuple[Tensor, list[PairSignals]]:
         """Logits (pairs, labels), and each pair's signals."""
@@ -237,7 +237,7 @@ class FoldLabeller:
             recording(index, where, concepts=concepts) as readout,
         ):
             output: HeadOutput = model(**inputs)
-        return HeadOutput(*(value.float().cpu() for value in output)), readout
+        return on_cpu(output), readout
 
     def _loaded(self) -> LabelAttentionModel:
         if self._model is None:
@@ -251,7 +251,7 @@ class FoldLabeller:
         return self._model
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a whole file or none, on the disk before it has its name."""
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary)

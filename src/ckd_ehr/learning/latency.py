@@ -12,9 +12,9 @@ from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.examples import TextReader, read_pairs
-from ckd_ehr.learning.heads import LabelAttentionModel
+from ckd_ehr.learning.heads import LabelModel
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
-from ckd_ehr.learning.student import load_student
+from ckd_ehr.learning.student_model import load_student
 from ckd_ehr.learning.teacher import load_teacher, teacher_reader
 
 WARM_UP = 3
@@ -33,8 +33,9 @@ def measure_latency(context: StageContext) -> dict[str, dict[str, float]]:
     teacher = load_teacher(config.teacher, context.inputs["teacher"] / "fold_0", device=device)
     teacher.backbone = teacher.backbone.merge_and_unload()  # type: ignore[operator]
     prompts = teacher_reader(config, pairs.label_names)
-    student = load_student(context.inputs["student"] / "distilled", device=device)
-    student_reader = TextReader(config.student.model, "first")
+    folder = context.inputs["student"] / "distilled"
+    student = load_student(folder, device=device, labels=pairs.label_names)
+    student_reader = TextReader(str(folder), "first")
     teacher_texts = read_narratives(context.inputs["knowledge"], "teacher")
     student_texts = read_narratives(context.inputs["knowledge"], "student")
     return {
@@ -50,7 +51,7 @@ def measure_latency(context: StageContext) -> dict[str, dict[str, float]]:
 
 
 def _predictor(
-    model: LabelAttentionModel, reader: TextReader, device: str, precision: str
+    model: LabelModel, reader: TextReader, device: str, precision: str
 ) -> Callable[[Narrative], int]:
     """A function that predicts from one narrative and returns its number of tokens."""
 

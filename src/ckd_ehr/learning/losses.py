@@ -1,7 +1,7 @@
-"""Distillation losses: pure functions of logits and attention.
+"""Losses of logits: hard labels, soft labels, and how the attention terms fade.
 
-Every function returns a scalar averaged over the rows (and labels) that count, and zero when none
-does. Ignores: models, batching, schedules of training.
+Every function returns one scalar. Ignores: models, batching, attention (`attention_losses.py`),
+what a patient's place among others says (`patient_losses.py`).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def hard_loss(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Binary cross-entropy on the labelled rows.
+    """Binary cross-entropy, the mean over the labelled rows; zero where there are none.
 
     Args:
         logits, labels: (batch, labels). labelled: (batch,) bool.
@@ -19,61 +19,56 @@ def hard_loss(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
     >>> round(hard_loss(z, y, torch.tensor([True, False])).item(), 4)
     0.6931
     """
-    rows = F.binary_cross_entropy_with_logits(
-        logits, torch.where(labelled[:, None], labels, 0.0), reduction="none"
-    ).mean(-1)
-    return _mean_over(rows, labelled)
+    rows = _cross_entropy(logits, torch.where(labelled[:, None], labels, 0.0)).mean(-1)
+    return mean_over(rows, labelled)
+
+
+def weighted_hard_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy times weights (batch, labels), divided by all rows and labels.
+
+    >>> z = torch.zeros(2, 1); y = torch.ones(2, 1)
+    >>> round(weighted_hard_loss(z, y, torch.tensor([[1.0], [0.0]])).item(), 4)
+    0.3466
+    """
+    return (_cross_entropy(logits, labels) * weights).mean()
 
 
 def soft_loss(
-    student_logits: Tensor, teacher_logits: Tensor, taught: Tensor, *, temperature: float = 1.0
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, *, temperature: Tensor
 ) -> Tensor:
     """Cross-entropy to the teacher's probabilities at a temperature, less the teacher's entropy.
 
     Scaled by temperature² so that its gradient keeps its size (Hinton et al. 2015); zero where the
-    student says what the teacher says.
+    student says what the teacher says. Divided by all rows and labels.
 
     Args:
         student_logits, teacher_logits: (batch, labels), calibrated teacher.
-        taught: (batch,) bool, the rows that have a teacher.
+        weights: (batch, labels), 0 where there is no teacher, or none to be trusted.
+        temperature: (labels,).
 
     >>> z = torch.tensor([[0.3, -2.0]])
-    >>> soft_loss(z, z, torch.tensor([True]), temperature=2.0).item() == 0
+    >>> soft_loss(z, z, torch.ones(1, 2), temperature=torch.tensor([1.0, 2.0])).item() == 0
     True
     """
     target = torch.sigmoid(teacher_logits / temperature)
-    cross = F.binary_cross_entropy_with_logits(
-        student_logits / temperature, target, reduction="none"
-    )
-    entropy = F.binary_cross_entropy_with_logits(
-        teacher_logits / temperature, target, reduction="none"
-    )
-    return _mean_over((cross - entropy).mean(-1), taught) * temperature**2
+    cross = _cross_entropy(student_logits / temperature, target)
+    entropy = _cross_entropy(teacher_logits / temperature, target)
+    return ((cross - entropy) * temperature**2 * weights).mean()
 
 
-def concept_loss(student_scores: Tensor, teacher_attention: Tensor, shared: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of the labels' attention over the states that both models saw.
-
-    Both distributions are renormalised over the shared states first.
+def confidence(spread: Tensor, gate: Tensor, *, scale: float) -> Tensor:
+    """How far soft labels are trusted: g_k / (1 + spread / τ), (batch, labels).
 
     Args:
-        student_scores: (batch, labels, states) before the softmax.
-        teacher_attention: (batch, labels, states), 0 where not shared.
-        shared: (batch, states) bool. Rows with fewer than two shared states do not count.
+        spread: (batch, labels) of log-odds, NaN where there is one opinion, which costs nothing.
+        gate: (labels,), 0 where the teacher has not been better than hard labels.
+        scale: τ, the spread that halves the weight; infinite to leave it out.
 
-    >>> scores = torch.tensor([[[0.0, 1.0, 5.0]]])
-    >>> shared = torch.tensor([[True, True, False]])
-    >>> target = torch.softmax(torch.tensor([[[0.0, 1.0]]]), -1)
-    >>> round(concept_loss(scores, F.pad(target, (0, 1)), shared).item(), 6)
-    0.0
+    >>> spread = torch.tensor([[0.0, 1.0, float("nan")]])
+    >>> confidence(spread, torch.tensor([1.0, 1.0, 0.0]), scale=1.0).tolist()
+    [[1.0, 0.5, 0.0]]
     """
-    counts = shared.sum(-1) >= 2
-    mask = shared.unsqueeze(1)
-    student = student_scores.masked_fill(~mask, -1e4).log_softmax(-1)
-    teacher = teacher_attention.masked_fill(~mask, 0.0)
-    teacher = teacher / teacher.sum(-1, keepdim=True).clamp(min=1e-8)
-    divergence = (torch.xlogy(teacher, teacher) - teacher * student).sum(-1).mean(-1)
-    return _mean_over(divergence, counts)
+    return gate / (1 + spread.nan_to_num(0.0) / scale)
 
 
 def attention_decay(progress: float, until: float) -> float:
@@ -85,6 +80,11 @@ def attention_decay(progress: float, until: float) -> float:
     return max(0.0, 1.0 - progress / until)
 
 
-def _mean_over(rows: Tensor, counts: Tensor) -> Tensor:
-    weights = counts.to(rows.dtype)
-    return (rows * weights).sum() / weights.sum().clamp(min=1.0)
+def mean_over(rows: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of rows (batch,); zero where no row counts."""
+    weights = weights.to(rows.dtype)
+    return (rows * weights).sum() / weights.sum().clamp(min=1e-8)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

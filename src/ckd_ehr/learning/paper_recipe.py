@@ -4,42 +4,38 @@ In: prompts with answers. Out: an adapted backbone, and a head on the state of t
 token. Ignores: how well the model writes; the head is what predicts. Source: arXiv 2506.15118.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import AutoModelForCausalLM
 
 from ckd_ehr.contracts.config import PaperConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import Example, batches_by_tokens
 from ckd_ehr.learning.heads import LabelAttentionHead
+from ckd_ehr.learning.language import IGNORED, Scored, TokenScorer, pad_scored
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.prefix import Prefix
 from ckd_ehr.learning.reading import reading
-from ckd_ehr.learning.training import Reporter, on_one_device, share_of_batch, usable_checkpoint
 
-IGNORED = -100  # PyTorch's cross-entropy passes over it
 FEATURE_TOKENS = 4096
 SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A prompt and the tokens of its answer."""
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Scored:
+    """A prompt and its answer, of which the answer alone is scored.
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    >>> answered((5, 6), (7,))
+    Scored(ids=(5, 6, 7), wanted=(-100, -100, 7))
+    """
+    return Scored((*prompt, *answer), (*[IGNORED] * len(prompt), *answer))
 
 
-class AnswerModel(nn.Module):
+class AnswerModel(TokenScorer):
     """A decoder and its language-model head; only the answer's tokens are scored.
 
     Args:
@@ -67,47 +63,6 @@ class AnswerModel(nn.Module):
         logits = hidden[:, :-1][scored].float() @ self.vocabulary.float().T
         return {"loss": F.cross_entropy(logits, wanted[scored])}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The trained parameters."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        trained = {name for name, value in self.named_parameters() if value.requires_grad}
-        return {name: value for name, value in state.items() if name in trained}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
-        """Load what `state_dict` gave; frozen parameters are not missed."""
-        found = super().load_state_dict(state_dict, strict=False)
-        return type(found)([], found.unexpected_keys)
-
-
-class _Answers(Dataset[Answered]):
-    def __init__(self, answered: Sequence[Answered]) -> None:
-        self.answered = answered
-
-    def __len__(self) -> int:
-        return len(self.answered)
-
-    def __getitem__(self, index: int) -> Answered:
-        return self.answered[index]
-
-
-def collate(answered: Sequence[Answered], *, pad_token: int) -> dict[str, Tensor]:
-    """A batch for `AnswerModel`, padded on the right.
-
-    >>> batch = collate([Answered((5, 6), (7,)), Answered((8,), (9,))], pad_token=0)
-    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
-    ([[5, 6, 7], [8, 9, 0]], [[-100, -100, 7], [-100, 9, -100]])
-    """
-    length = max(len(one.prompt) + len(one.answer) for one in answered)
-    ids = torch.full((len(answered), length), pad_token)
-    mask = torch.zeros(len(answered), length, dtype=torch.long)
-    labels = torch.full((len(answered), length), IGNORED)
-    for row, one in enumerate(answered):
-        whole = (*one.prompt, *one.answer)
-        ids[row, : len(whole)] = torch.tensor(whole)
-        mask[row, : len(whole)] = 1
-        labels[row, len(one.prompt) : len(whole)] = torch.tensor(one.answer)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
 
 def language_model(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """A decoder, and the weights of its language-model head.
@@ -134,59 +89,6 @@ def language_model(folder: Path, options: Mapping[str, Any]) -> tuple[Any, Tenso
     return model.get_decoder(), weights
 
 
-def fit_answers(
-    model: AnswerModel,
-    answered: Sequence[Answered],
-    *,
-    epochs: float,
-    learning_rate: float,
-    batch_size: int,
-    checkpoint_steps: int,
-    pad_token: int,
-    checkpoints: Path,
-    seed: int,
-    device: str,
-    bf16: bool,
-    title: str,
-    say: Callable[[str], None],
-) -> dict[str, object]:
-    """Tune on writing the answers; resumes at the last checkpoint. Returns steps and loss."""
-    steps = max(1, round(-(-len(answered) // batch_size) * epochs))
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=share_of_batch(batch_size),
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(0.1 * steps),
-        bf16=bf16,
-        use_cpu=device == "cpu",
-        save_strategy="steps",
-        save_steps=checkpoint_steps,
-        save_total_limit=1,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        ddp_broadcast_buffers=False,
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(
-        model=model,
-        args=on_one_device(arguments),
-        train_dataset=_Answers(answered),
-        data_collator=lambda batch: collate(batch, pad_token=pad_token),
-        callbacks=[Reporter(title, checkpoint_steps, say)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=usable_checkpoint(checkpoints))
-    if not np.isfinite(result.training_loss):
-        raise CkdEhrError(f"{title}: the loss is not finite; lower the learning rate")
-    return {"steps": steps, "loss": round(float(result.training_loss), 5)}
-
-
 def reading_states(
     backbone: nn.Module,
     examples: Sequence[Example],
@@ -208,8 +110,8 @@ def reading_states(
     lengths = [len(example.encoded.input_ids) for example in examples]
     states: list[Tensor] = [torch.empty(0)] * len(examples)
     for rows in batches_by_tokens(lengths, FEATURE_TOKENS):
-        prompts = [Answered(examples[row].encoded.input_ids, ()) for row in rows]
-        batch = collate(prompts, pad_token=pad_token)
+        prompts = [answered(examples[row].encoded.input_ids.tolist(), ()) for row in rows]
+        batch = pad_scored(prompts, pad_token=pad_token)
         where = torch.tensor([lengths[row] - 1 for row in rows])
         with reading(device, precision):
             hidden = backbone(

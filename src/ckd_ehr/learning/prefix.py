@@ -8,6 +8,7 @@ its beginning depends on what follows.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -49,7 +50,7 @@ class Prefix:
     def rest(self, example: Example) -> Example:
         """The example without the beginning."""
         length, encoded = len(self.tokens), example.encoded
-        assert encoded.input_ids[:length] == self.tokens
+        assert np.array_equal(encoded.input_ids[:length], self.tokens)
         return replace(
             example,
             encoded=replace(

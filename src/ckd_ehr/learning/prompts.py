@@ -57,11 +57,8 @@ class PromptReader(TextReader):
         ids = (*self.before, *encoding.ids[cut:], *self.after)
         return Example(
             pair_id=pair_id,
-            encoded=Encoded(
-                input_ids=ids,
-                concept_index=tuple(self._placed(index).tolist()),
-                reading_index=len(ids) - 1,
-                concept_ids=tuple(span.concept_id for span in narrative.spans),
+            encoded=Encoded.of(
+                ids, self._placed(index), narrative.spans, reading_index=len(ids) - 1
             ),
         )
 

@@ -5,18 +5,19 @@ In: a model and encoded narratives. Out: head outputs on the CPU. Ignores: which
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, batches_by_tokens, make_batch
-from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.heads import HeadOutput, LabelModel
 from ckd_ehr.learning.precision import uses_bf16
 
 BATCH_TOKENS = 8192
+OFFSET = ("roberta", "mpnet")
 
 
 def pick_device(wanted: str) -> str:
@@ -28,10 +29,10 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def check_positions(backbone: nn.Module, *, max_tokens: int, setting: str) -> None:
-    """Refuse a token budget that the backbone has no positions for."""
-    limit = int(backbone.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    if "roberta" in str(backbone.config.model_type):  # type: ignore[union-attr]
+def check_positions(config: Any, *, max_tokens: int, setting: str) -> None:
+    """Refuse a token budget that a model of this configuration has no positions for."""
+    limit = int(config.max_position_embeddings)
+    if any(name in str(config.model_type) for name in OFFSET):
         limit -= 2  # its positions start behind the padding token
     if max_tokens > limit:
         raise CkdEhrError(
@@ -39,13 +40,13 @@ def check_positions(backbone: nn.Module, *, max_tokens: int, setting: str) -> No
         )
 
 
-def attention_kernel(device: str) -> str:
-    """The attention implementation to load a backbone with.
+def attention_kernel(device: str) -> str | None:
+    """The attention implementation to load a backbone with; None for the library's choice.
 
     On a CPU the plain one: PyTorch's fused kernel has no fast backward pass there (measured on
     MiniLM at 80 tokens: 24 against 20 ms per training pair).
     """
-    return "eager" if device == "cpu" else "sdpa"
+    return "eager" if device == "cpu" else None
 
 
 @contextmanager
@@ -57,16 +58,21 @@ def reading(device: str, precision: str) -> Iterator[None]:
 
 
 def read_batch(
-    model: LabelAttentionModel, examples: Sequence[Example], *, pad_token: int, device: str
+    model: LabelModel, examples: Sequence[Example], *, pad_token: int, device: str
 ) -> HeadOutput:
     """One forward pass over examples, outputs as fp32 on the CPU."""
     batch = make_batch(examples, pad_token=pad_token, labels=len(model.head.bias))
     output: HeadOutput = model(**{name: batch[name].to(device) for name in MODEL_INPUTS})
-    return HeadOutput(*(value.float().cpu() for value in output))
+    return on_cpu(output)
+
+
+def on_cpu(output: HeadOutput) -> HeadOutput:
+    """The output as fp32 on the CPU."""
+    return HeadOutput(*(value.float().cpu() for value in output if value is not None))
 
 
 def predict_logits(
-    model: LabelAttentionModel,
+    model: LabelModel,
     examples: Sequence[Example],
     *,
     pad_token: int,

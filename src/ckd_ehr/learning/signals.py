@@ -18,7 +18,7 @@ from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.examples import read_pairs
 from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.labelling import FoldLabeller
-from ckd_ehr.learning.signal_store import INDEX, FoldTeacher
+from ckd_ehr.learning.signal_store import INDEX, INDEX_FILE, FoldTeacher
 from ckd_ehr.learning.teacher import teacher_reader
 
 
@@ -40,7 +40,7 @@ def write_signals(context: StageContext) -> None:
     index = [row for labeller in labellers for row in _index(context, labeller, narratives)]
     for labeller in labellers:
         labeller.publish()
-    write_table(pa.Table.from_pylist(index, INDEX), context.folder / "index.parquet", INDEX)
+    write_table(pa.Table.from_pylist(index, INDEX), context.folder / INDEX_FILE, INDEX)
 
 
 def _index(

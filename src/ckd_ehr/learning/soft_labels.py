@@ -6,13 +6,17 @@ calibrated, with a spread where there is more than one opinion. Ignores: what th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
+from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.files import read_table
 from ckd_ehr.contracts.fitted import FittedOn, fitted_on
 from ckd_ehr.contracts.records import SOFT_LABELS
 from ckd_ehr.learning.examples import PairTable
@@ -45,7 +49,10 @@ class FoldOpinion:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Calibrated log-odds (pairs, labels) of a source; spread NaN where there is one opinion."""
+    """Calibrated log-odds (pairs, labels) of a source; spread NaN where there is one opinion.
+
+    Log-odds are NaN of unlabelled pairs that the source has not read.
+    """
 
     source: str
     logits: Floats
@@ -64,9 +71,13 @@ class Calibration:
     isotonic: bool
 
 
-def rows_to_label(pairs: PairTable, fold: int) -> NDArray[np.intp]:
-    """Rows that the model without a fold labels: the fold's train pairs, and all later splits."""
-    return np.nonzero((pairs.fold == fold) | (pairs.split != "train"))[0]
+def rows_to_label(pairs: PairTable, fold: int, *, unlabelled: bool = True) -> NDArray[np.intp]:
+    """Rows that the model without a fold labels: the fold's train pairs, and all later splits.
+
+    With `unlabelled=False` without the unlabelled ones.
+    """
+    wanted = pairs.labelled | unlabelled
+    return np.nonzero(((pairs.fold == fold) | (pairs.split != "train")) & wanted)[0]
 
 
 def own_rows(pairs: PairTable, opinion: FoldOpinion) -> Bools:
@@ -131,9 +142,10 @@ def soft_labels_of(
         total[rows] += calibrated.sum(0)
         squares[rows] += (calibrated**2).sum(0)
         counts[rows] += len(calibrated)
-    variance = squares / counts - (total / counts) ** 2
+    variance = squares / np.maximum(counts, 1) - (total / np.maximum(counts, 1)) ** 2
     spread = np.where(counts > 1, np.sqrt(np.maximum(variance, 0.0)), np.nan)
-    return SoftLabels(source, soft / models, spread)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nobody has read the pair
+        return SoftLabels(source, soft / models, spread)
 
 
 def _curved(log_odds: Floats, opinion: FoldOpinion, pairs: PairTable) -> Floats:
@@ -197,10 +209,10 @@ def _scores(probabilities: Floats, labels: Bools) -> dict[str, float | None]:
 
 
 def soft_label_table(soft: SoftLabels, pairs: PairTable) -> pa.Table:
-    """The source's rows of the table `soft_labels`."""
+    """The source's rows of the table `soft_labels`: of the pairs that it has read."""
     train = pairs.split == "train"
     spread = [None if np.isnan(row).any() else row for row in soft.spread.astype(np.float32)]
-    return pa.table(
+    table = pa.table(
         {
             "pair_id": pa.array(pairs.pair_ids, pa.string()),
             "source": pa.array([soft.source] * len(pairs.pair_ids), pa.string()),
@@ -210,3 +222,36 @@ def soft_label_table(soft: SoftLabels, pairs: PairTable) -> pa.Table:
         },
         schema=SOFT_LABELS,
     )
+    return table.filter(pa.array(~np.isnan(soft.logits).any(axis=1)))
+
+
+def read_soft_labels(committee: Path, source: str, pairs: PairTable) -> SoftLabels:
+    """A source's soft labels of all pairs, in their order, from the committee stage's folder.
+
+    Raises:
+        CkdEhrError: the source, or a labelled pair, is not there, or a pair is there twice.
+    """
+    path = committee / "soft_labels.parquet"
+    table = read_table(path, SOFT_LABELS)
+    mine = table.filter(pc.equal(table["source"], source))
+    if not mine.num_rows:
+        raise CkdEhrError(f"{path}: no source '{source}'; see student.soft_labels")
+    if pc.count_distinct(mine["pair_id"]).as_py() != mine.num_rows:
+        raise CkdEhrError(f"{path}: source '{source}' names a pair twice; rerun stage committee")
+    rows = pc.index_in(pa.array(pairs.pair_ids, pa.string()), value_set=mine["pair_id"])
+    if lacking := int(np.sum(pairs.labelled & rows.is_null().to_numpy(zero_copy_only=False))):
+        raise CkdEhrError(
+            f"{path}: source '{source}' lacks {lacking:,} labelled pairs; rerun stage committee"
+        )
+    mine = mine.take(rows)
+    logits, spread = (
+        _as_array(mine[name], len(pairs.label_names)) for name in ("logits", "spread")
+    )
+    return SoftLabels(source, logits, spread)
+
+
+def _as_array(lists: pa.ChunkedArray, labels: int) -> Floats:
+    """A column of lists as (rows, labels), NaN where a row has none."""
+    values = np.full((len(lists), labels), np.nan)
+    values[lists.is_valid().to_numpy()] = pc.list_flatten(lists).to_numpy().reshape(-1, labels)
+    return values

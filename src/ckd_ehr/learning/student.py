@@ -7,52 +7,51 @@ good they are; the evaluation stage says that.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, set_seed
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from ckd_ehr.contracts.config import StudentConfig
-from ckd_ehr.contracts.errors import CkdEhrError
-from ckd_ehr.contracts.files import read_table, write_json, write_table
+from ckd_ehr.contracts.files import read_table, sha256_of, write_json, write_table
 from ckd_ehr.contracts.fitted import FITTED, FittedOn, fitted_on, read_fitted, write_fitted
 from ckd_ehr.contracts.processes import is_leader
 from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
-from ckd_ehr.knowledge.sources import read_narratives
-from ckd_ehr.learning.batches import Batch, Example
+from ckd_ehr.knowledge.sources import iter_narratives
+from ckd_ehr.knowledge.vocabulary import STUDENT_TOKENIZER
+from ckd_ehr.learning.batches import Batch, Example, PairDataset, make_batch
+from ckd_ehr.learning.concept_tokens import extend_embeddings
+from ckd_ehr.learning.distillation import Lessons, Teaching, lessons_of, read_teaching
+from ckd_ehr.learning.distiller import Distiller
 from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
 from ckd_ehr.learning.gang import meet
-from ckd_ehr.learning.heads import (
-    HeadOutput,
-    LabelAttentionHead,
-    LabelAttentionModel,
-    load_head,
-    save_head,
-)
-from ckd_ehr.learning.losses import attention_decay, concept_loss, hard_loss, soft_loss
+from ckd_ehr.learning.layers import select_layers
 from ckd_ehr.learning.reading import (
     attention_kernel,
     check_positions,
     pick_device,
     predict_logits,
 )
-from ckd_ehr.learning.scoring import fit_platt
-from ckd_ehr.learning.signal_store import ConceptAttention, SignalStore, soft_logits
-from ckd_ehr.learning.training import fit
-from ckd_ehr.learning.weights import resolve_model
+from ckd_ehr.learning.readout import READOUT
+from ckd_ehr.learning.sampling import EpochSampler, Unlabelled
+from ckd_ehr.learning.scoring import Floats, fit_platt
+from ckd_ehr.learning.student_model import StudentModel, encoder_config
+from ckd_ehr.learning.training import fit, hard_terms
+from ckd_ehr.learning.warm_up import warm_up
+from ckd_ehr.learning.weights import load_tokenizer, resolve_model
 
 Variant = Literal["hard", "distilled"]
 VARIANTS: tuple[Variant, ...] = ("hard", "distilled")
 PREDICTOR = "predictor.json"
-# What the BERT family calls its dropout rates.
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+TOKENIZER = "tokenizer.json"
+BALANCED_ON = 8  # batches
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,42 @@ class _Training:
     reader: TextReader
     examples: Sequence[Example]  # one a pair, in the order of `pairs`
     device: str
+    settings: StudentConfig
+    history: Mapping[str, object]  # of what came before the labels
+    fitted: Sequence[FittedOn]
+
+    @property
+    def seed(self) -> int:
+        """Of weights, dropout and the order of pairs."""
+        own = self.settings.seed
+        return self.context.config.seed if own is None else own
+
+    def of(self, split: str, *, labelled: bool | None = None) -> list[Example]:
+        """The examples of a split."""
+        return [self.examples[row] for row in self.pairs.rows(split=split, labelled=labelled)]
 
 
 def write_students(context: StageContext) -> None:
     """Train both variants, calibrate them on tuning, predict tuning and held_out."""
     pairs = read_pairs(context.inputs["cohort"])
-    narratives = read_narratives(context.inputs["knowledge"], "student")
-    reader = TextReader(context.config.student.model, "first")
-    rows = range(len(pairs.pair_ids))
-    examples = reader.examples(pairs, narratives, rows)
-    training = _Training(context, pairs, reader, examples, pick_device(context.config.device))
+    reader = student_reader(context.config.student, context.inputs["knowledge"])
+    texts = iter_narratives(context.inputs["knowledge"], "student")
+    examples = reader.read(pairs, texts, range(len(pairs.pair_ids)))
+    device, settings = pick_device(context.config.device), context.config.student
+    check_positions(
+        encoder_config(settings.model, dropout=settings.dropout),
+        max_tokens=context.config.knowledge.student.max_tokens,
+        setting="knowledge.student.max_tokens",
+    )
+    training = _Training(context, pairs, reader, examples, device, settings, {}, [])
+    if settings.concept_vocabulary.enabled:
+        training = _with_concepts(training)
+    if settings.domain_epochs > 0:
+        training = _warmed_up(training)
+    teaching = read_teaching(context, pairs, examples, seed=training.seed)
     for variant in VARIANTS:
         if not (context.work / variant / PREDICTOR).is_file():
-            _train(training, variant)
+            _train_hard(training) if variant == "hard" else _train_distilled(training, teaching)
         meet()
     if not is_leader():
         return
@@ -86,164 +108,186 @@ def write_students(context: StageContext) -> None:
     schema = with_label_names(PREDICTIONS, pairs.label_names)
     write_table(pa.concat_tables(tables), context.folder / "predictions.parquet", schema)
     records = [read_fitted(context.folder / variant / FITTED) for variant in VARIANTS]
-    write_fitted(context.folder / FITTED, [record for part in records for record in part])
-
-
-def _train(training: _Training, variant: Variant) -> None:
-    context, pairs, reader = training.context, training.pairs, training.reader
-    settings, seed = context.config.student, context.config.seed
-    set_seed(seed)
-    model = new_student(settings, labels=len(pairs.label_names), device=training.device)
-    check_positions(
-        model.backbone,
-        max_tokens=context.config.knowledge.student.max_tokens,
-        setting="knowledge.student.max_tokens",
+    write_fitted(
+        context.folder / FITTED,
+        [record for part in (training.fitted, *records) for record in part],
     )
-    model.head.start_at(torch.tensor(pairs.prevalence()))
-    hard = [training.examples[row] for row in pairs.rows(split="train", labelled=True)]
-    train = hard if variant == "hard" else _taught(training)
-    tuning = [training.examples[row] for row in pairs.rows(split="tuning")]
+
+
+def student_reader(settings: StudentConfig, knowledge: Path) -> TextReader:
+    """How the student reads; with a concept vocabulary by the knowledge stage's tokenizer."""
+    extended = knowledge / STUDENT_TOKENIZER if settings.concept_vocabulary.enabled else None
+    return TextReader(settings.model, "first", extended)
+
+
+def _with_concepts(training: _Training) -> _Training:
+    """The same with an encoder that has an embedding for each concept of the vocabulary."""
+    folder, model = training.context.work / "encoder", training.settings.model
+    if is_leader() and not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        backbone = AutoModel.from_pretrained(resolve_model(model), dtype=torch.float32)
+        extend_embeddings(backbone, training.reader.tokenizer, load_tokenizer(model))
+        backbone.save_pretrained(partial)
+        special = AutoTokenizer.from_pretrained(resolve_model(model)).special_tokens_map
+        # of no class that would build it anew from its words
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=training.reader.tokenizer, **special)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    meet()
+    settings = training.settings.model_copy(update={"model": str(folder)})
+    return replace(training, settings=settings)
+
+
+def _warmed_up(training: _Training) -> _Training:
+    """The same with an encoder that has read all train narratives, labelled or not."""
+    context, folder = training.context, training.context.work / "domain"
+    train, tuning = training.of("train"), training.of("tuning")
+    facts = warm_up(
+        training.settings,
+        train=[tuple(example.encoded.input_ids.tolist()) for example in train],
+        tuning=[tuple(example.encoded.input_ids.tolist()) for example in tuning],
+        pad_token=training.reader.pad_token,
+        folder=folder,
+        seed=training.seed,
+        device=training.device,
+        say=context.say,
+    )
+    settings = training.settings.model_copy(update={"model": str(folder)})
+    fitted = [fitted_on("domain", _ids(train), split="train")]
+    return replace(training, settings=settings, history={"domain": facts}, fitted=fitted)
+
+
+def _train_hard(training: _Training) -> None:
+    """The student that others are compared with, and that decides what a teacher may teach."""
+    model, train = _fresh(training), training.of("train", labelled=True)
     history = fit(
         model,
         train=train,
-        tuning=tuning,
-        loss=_hard_only if variant == "hard" else _distillation(settings),
-        settings=settings,
-        pad_token=reader.pad_token,
-        labels=len(pairs.label_names),
-        checkpoints=context.work / f"checkpoints_{variant}",
-        seed=seed,
+        tuning=training.of("tuning"),
+        loss=hard_terms,
+        settings=training.settings,
+        pad_token=training.reader.pad_token,
+        labels=len(training.pairs.label_names),
+        checkpoints=training.context.work / "checkpoints_hard",
+        seed=training.seed,
         device=training.device,
-        title=f"student ({variant})",
-        say=context.say,
+        title="student (hard)",
+        say=training.context.say,
     )
-    if not is_leader():
-        return
-    fitted = [
-        fitted_on(f"{variant}/prevalence", _ids(hard), split="train"),
-        fitted_on(f"{variant}/weights", _ids(train), split="train"),
-        fitted_on(f"{variant}/early_stopping", _ids(tuning), split="tuning"),
+    if is_leader():
+        _finish(training, "hard", model, history, train)
+
+
+def _train_distilled(training: _Training, teaching: Teaching) -> None:
+    context, settings = training.context, training.settings
+    hard_on_tuning = _on_tuning(context.work / "hard.parquet")
+    lessons = lessons_of(context, training.pairs, teaching, hard_on_tuning=hard_on_tuning)
+    model = _fresh(training)
+    if lessons.recipe.wants("layers"):
+        model.set_attn_implementation(READOUT)
+    distiller = Distiller(model, lessons.recipe, teacher_layers=lessons.teacher_layers)
+    distiller.to(training.device)
+    sampling = Unlabelled(settings.unlabelled_ratio, settings.unlabelled_sampling == "each_epoch")
+    norms = distiller.balance(_first_batches(training, lessons, sampling))
+    context.say(f"    student (distilled): {_described(lessons)}")
+    history = fit(
+        distiller,
+        train=lessons.examples,
+        tuning=training.of("tuning"),
+        loss=distiller.terms,
+        settings=settings,
+        pad_token=training.reader.pad_token,
+        labels=len(training.pairs.label_names),
+        checkpoints=context.work / "checkpoints_distilled",
+        seed=training.seed,
+        device=training.device,
+        title="student (distilled)",
+        say=context.say,
+        signal_of=lessons.signal_of,
+        unlabelled=sampling,
+    )
+    model.set_attn_implementation(attention_kernel(training.device))
+    scales = {name: distiller.scales[name] for name in lessons.recipe.shares}
+    facts = {"gradient_norms_at_start": norms, "scales": scales, **lessons.facts}
+    if is_leader():
+        _finish(training, "distilled", model, {**history, **facts}, lessons.examples)
+
+
+def _fresh(training: _Training) -> StudentModel:
+    """The untrained student: the same for both variants."""
+    set_seed(training.seed)
+    pairs = training.pairs
+    model = new_student(training.settings, labels=pairs.label_names, device=training.device)
+    model.head.start_at(torch.tensor(pairs.prevalence()))
+    return model
+
+
+def _first_batches(training: _Training, lessons: Lessons, sampling: Unlabelled) -> Sequence[Batch]:
+    """The first batches of training, on which the terms are balanced."""
+    dataset = PairDataset(lessons.examples, signal_of=lessons.signal_of)
+    sampler = EpochSampler(
+        dataset,
+        lengths=[len(example.encoded.input_ids) for example in lessons.examples],
+        batch_size=training.settings.batch_size,
+        seed=training.seed,
+        labelled=[example.labels is not None for example in lessons.examples],
+        unlabelled=sampling,
+    )
+    size, labels = training.settings.batch_size, len(training.pairs.label_names)
+    items = [dataset[row]["example"] for row in islice(sampler, BALANCED_ON * size)]
+    examples = [item for item in items if isinstance(item, Example)]
+    return [
+        {
+            name: value.to(training.device)
+            for name, value in make_batch(
+                examples[start : start + size], pad_token=training.reader.pad_token, labels=labels
+            ).items()
+        }
+        for start in range(0, len(examples), size)
     ]
-    _finish(training, variant, model, history, fitted)
+
+
+def _described(lessons: Lessons) -> str:
+    """What is distilled, in one line."""
+    facts, pairs = lessons.facts, len(lessons.examples)
+    terms = ", ".join(f"{name} {share:g}" for name, share in lessons.recipe.shares.items())
+    return (
+        f"soft labels of {facts['soft_labels']}, {facts['gate_closed']} of "
+        f"{len(lessons.recipe.gate)} labels behind a closed gate; terms {terms or 'none'}; "
+        f"{facts['pairs_without_signals']} of {pairs} pairs without signals"
+    )
+
+
+def _on_tuning(predictions: Path) -> Floats:
+    """A student's probabilities (tuning pairs, labels), in the order of the pairs."""
+    table = read_table(predictions, PREDICTIONS)
+    tuning = np.asarray(table["split"].to_pylist()) == "tuning"
+    values: Floats = np.array(table["probabilities"].to_pylist(), dtype=np.float64)
+    return np.asarray(values[tuning], dtype=np.float64)
 
 
 def _ids(examples: Sequence[Example]) -> list[str]:
     return [example.pair_id for example in examples]
 
 
-def _hard_only(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
-    return hard_loss(output.logits, batch["labels"], batch["labelled"])
-
-
-def _distillation(settings: StudentConfig) -> Any:
-    """(1−λ)·hard + λ·soft + s(t)·λ_concept·KL on α."""
-
-    def loss(output: HeadOutput, batch: Batch, progress: float) -> Tensor:
-        hard = hard_loss(output.logits, batch["labels"], batch["labelled"])
-        soft = soft_loss(
-            output.logits,
-            batch["teacher_logits"],
-            batch["taught"],
-            temperature=settings.temperature,
-        )
-        total = (1 - settings.soft_weight) * hard + settings.soft_weight * soft
-        share = attention_decay(progress, settings.attention_until) * settings.concept_weight
-        if share > 0:
-            attention = concept_loss(output.scores, batch["teacher_attention"], batch["shared"])
-            total = total + share * attention
-        return total
-
-    return loss
-
-
-def _taught(training: _Training) -> list[Example]:
-    """All train pairs, labelled or not, with what the teacher that has not seen them says."""
-    context, pairs = training.context, training.pairs
-    config, folders = context.config, context.inputs
-    store = SignalStore(folders["signals"], teacher=folders["teacher"], config=config)
-    texts = read_narratives(folders["knowledge"], "teacher")
-    logits = soft_logits(folders["committee"], config.student.soft_labels)
-    pooling = config.teacher.head_pooling
-    attends = pooling == "label_attention"
-    if not attends:
-        context.say(f"    no concept attention to distil: the teacher's pooling is '{pooling}'")
-    taught, without = [], 0
-    for row in pairs.rows(split="train"):
-        example = training.examples[row]
-        example = replace(example, teacher_logits=logits[example.pair_id])
-        signal = store.attention(example.pair_id, texts[example.pair_id].text) if attends else None
-        if signal is None:
-            without += 1
-        else:
-            attention, shared = align_attention(example, signal)
-            example = replace(example, teacher_attention=attention, shared=shared)
-        taught.append(example)
-    if attends and without:
-        context.say(f"    {without:,} pairs have soft labels alone, no concept attention")
-    return taught
-
-
-def align_attention(
-    example: Example, signal: ConceptAttention
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The teacher's attention on this reader's concepts, joined by concept id.
-
-    Returns:
-        (labels, 1 + concepts) attention, zero where not shared, and (1 + concepts,) shared:
-        the reading state, and each concept of which both models saw at least one token.
-    """
-    places = {name: place for place, name in enumerate(signal.concept_ids, start=1)}
-    seen = set(example.encoded.concept_index)
-    states = 1 + len(example.encoded.concept_ids)
-    attention = np.zeros((len(signal.attention), states), dtype=np.float32)
-    shared = np.zeros(states, dtype=bool)
-    attention[:, 0], shared[0] = signal.attention[:, 0], True
-    for state, name in enumerate(example.encoded.concept_ids, start=1):
-        place = places.get(name)
-        if place is not None and state in seen and signal.attention[:, place].any():
-            attention[:, state], shared[state] = signal.attention[:, place], True
-    return attention, shared
-
-
-def new_student(settings: StudentConfig, *, labels: int, device: str) -> LabelAttentionModel:
-    """The pretrained encoder with a fresh head."""
-    folder = resolve_model(settings.model)
-    config = AutoConfig.from_pretrained(folder)
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, settings.dropout)
-    if "bert" not in str(config.model_type):
-        raise CkdEhrError(
-            f"student.model={settings.model}: a BERT-family encoder is needed, "
-            f"this is {config.model_type}"
-        )
-    backbone = _load_backbone(folder, config, device)
-    head = LabelAttentionHead(backbone.config.hidden_size, labels)
-    return LabelAttentionModel(backbone, head, pooling="mean")
-
-
-def load_student(folder: Path, *, device: str) -> LabelAttentionModel:
-    """A trained student of `write_students`, ready to read."""
-    backbone = _load_backbone(folder, AutoConfig.from_pretrained(folder), device)
-    model = LabelAttentionModel(backbone, load_head(folder), pooling="mean")
-    return model.to(device).eval()
-
-
-def _load_backbone(folder: Path, config: Any, device: str) -> Any:
-    options = {"config": config, "dtype": torch.float32}
-    options["attn_implementation"] = attention_kernel(device)
-    try:
-        return AutoModel.from_pretrained(folder, add_pooling_layer=False, **options)
-    except TypeError:  # DistilBERT, which has no pooling layer to leave out
-        return AutoModel.from_pretrained(folder, **options)
+def new_student(settings: StudentConfig, *, labels: Sequence[str], device: str) -> StudentModel:
+    """The pretrained encoder, or some of its layers, with a fresh head."""
+    backbone = AutoModel.from_pretrained(
+        resolve_model(settings.model),
+        config=encoder_config(settings.model, dropout=settings.dropout),
+        dtype=torch.float32,
+        attn_implementation=attention_kernel(device),
+    )
+    select_layers(backbone, settings.layers)
+    return StudentModel.of(backbone, labels)
 
 
 def _finish(
     training: _Training,
     variant: Variant,
-    model: LabelAttentionModel,
+    model: StudentModel,
     history: Mapping[str, object],
-    fitted: Sequence[FittedOn],
+    trained_on: Sequence[Example],
 ) -> None:
     """Calibrate on tuning, predict, save; `predictor.json` last."""
     context, pairs = training.context, training.pairs
@@ -257,13 +301,11 @@ def _finish(
     tuning, ridge = pairs.split[rows] == "tuning", context.config.student.calibration_ridge
     scaling = fit_platt(logits[tuning], pairs.labels[rows[tuning]], ridge)
     probabilities = expit(scaling.apply(logits))
-    table = _prediction_table(context, pairs, rows, probabilities, model=f"student_{variant}")
+    table = _prediction_table(training, rows, probabilities, model=f"student_{variant}")
     write_table(table, context.work / f"{variant}.parquet", PREDICTIONS)
     folder = context.work / variant
-    _save(folder, training, model, history)
-    calibration = _ids([training.examples[row] for row in rows[tuning]])
-    platt = fitted_on(f"{variant}/platt", calibration, split="tuning")
-    write_fitted(folder / FITTED, [*fitted, platt])
+    _save(folder, training, model, {**history, **training.history})
+    write_fitted(folder / FITTED, _fitted(training, variant, trained_on))
     facts = {
         "variant": variant,
         "data_source": context.config.data.source,
@@ -277,32 +319,43 @@ def _finish(
         "knowledge": context.config.knowledge.model_dump(mode="json"),
         "phenotypes": [p.model_dump(mode="json") for p in context.config.labels.selected],
         "max_history_visits": context.config.cohort.max_history_visits,
-        "seed": context.config.seed,
+        "seed": training.seed,
+        "tokenizer_sha256": sha256_of(folder / TOKENIZER),
     }
     write_json(folder / PREDICTOR, facts)
 
 
+def _fitted(training: _Training, variant: Variant, trained_on: Sequence[Example]) -> list[FittedOn]:
+    """What of this student was fitted on which pairs."""
+    tuning, labelled = (_ids(training.of(split, labelled=True)) for split in ("tuning", "train"))
+    chosen = ["early_stopping", "platt", *(["gate"] if variant == "distilled" else [])]
+    return [
+        fitted_on(f"{variant}/prevalence", labelled, split="train"),
+        fitted_on(f"{variant}/weights", _ids(trained_on), split="train"),
+        *(fitted_on(f"{variant}/{name}", tuning, split="tuning") for name in chosen),
+    ]
+
+
 def _save(
-    folder: Path, training: _Training, model: LabelAttentionModel, history: Mapping[str, object]
+    folder: Path, training: _Training, model: StudentModel, history: Mapping[str, object]
 ) -> None:
     """What it takes to read with the student again, and how it was trained."""
     folder.mkdir(exist_ok=True)
-    model.backbone.save_pretrained(folder)  # type: ignore[operator]
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(training.context.config.student.model))
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(training.settings.model))
     tokenizer.save_pretrained(folder)
-    save_head(folder, model.head, training.pairs.label_names)
     write_json(folder / "training.json", history)
 
 
 def _prediction_table(
-    context: StageContext,
-    pairs: PairTable,
+    training: _Training,
     rows: NDArray[np.intp],
     probabilities: NDArray[np.float64],
     *,
     model: str,
 ) -> pa.Table:
-    source = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS).take(rows)
+    cohort = training.context.inputs["cohort"]
+    source = read_table(cohort / "pairs.parquet", PAIRS).take(rows)
     return pa.table(
         {
             "pair_id": source.column("pair_id"),
@@ -310,8 +363,8 @@ def _prediction_table(
             "prediction_time": source.column("prediction_time"),
             "split": source.column("split"),
             "model": [model] * len(rows),
-            "seed": [context.config.seed] * len(rows),
+            "seed": [training.seed] * len(rows),
             "probabilities": probabilities.astype(np.float32).tolist(),
-            "labels": pairs.labels[rows].tolist(),
+            "labels": training.pairs.labels[rows].tolist(),
         }
     )

@@ -28,22 +28,21 @@ from ckd_ehr.contracts.processes import is_leader
 from ckd_ehr.contracts.records import Narrative
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import read_narratives
-from ckd_ehr.learning.batches import Batch, Example
+from ckd_ehr.learning.batches import Example
 from ckd_ehr.learning.examples import PairTable, TextReader, read_pairs
 from ckd_ehr.learning.gang import meet
 from ckd_ehr.learning.heads import (
-    HeadOutput,
     LabelAttentionHead,
     LabelAttentionModel,
     load_head,
     save_head,
 )
-from ckd_ehr.learning.losses import hard_loss
+from ckd_ehr.learning.language import Schedule, Texts, fit_language
+from ckd_ehr.learning.layers import blocks_of
 from ckd_ehr.learning.orders import generator_of, shuffled
 from ckd_ehr.learning.paper_recipe import (
-    Answered,
     AnswerModel,
-    fit_answers,
+    answered,
     fit_head,
     language_model,
     reading_states,
@@ -52,7 +51,7 @@ from ckd_ehr.learning.precision import Arithmetic, resolve_precision, uses_bf16
 from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.readout import READOUT, why_unreadable
-from ckd_ehr.learning.training import fit
+from ckd_ehr.learning.training import fit, hard_terms
 from ckd_ehr.learning.weights import resolve_model
 
 HISTORY = "training.json"
@@ -126,7 +125,7 @@ def _train_fold(training: _Training, fold: int) -> None:
     model, vocabulary = _untrained(settings, labels=len(pairs.label_names), device=training.device)
     paper = settings.recipe == "paper"
     check_positions(
-        model.backbone,
+        model.backbone.config,
         max_tokens=settings.paper.max_tokens if paper
         else context.config.knowledge.teacher.max_tokens,
         setting="teacher.paper.max_tokens" if paper else "knowledge.teacher.max_tokens",
@@ -141,7 +140,7 @@ def _train_fold(training: _Training, fold: int) -> None:
             model,
             train=train,
             tuning=training.tuning,
-            loss=_loss,
+            loss=hard_terms,
             settings=settings,
             pad_token=training.reader.pad_token,
             labels=len(pairs.label_names),
@@ -170,19 +169,21 @@ def _fit_domain(
     rows = _rows_of_others(pairs, fold)
     reader = TextReader(settings.model, "last")  # the records alone, whatever the recipe
     texts = reader.examples(pairs, training.narratives, rows)
-    tokens = [example.encoded.input_ids for example in texts]
-    fit_answers(
+    tokens = [example.encoded.input_ids.tolist() for example in texts]
+    fit_language(
         AnswerModel(model.backbone, vocabulary),
-        [Answered(ids[:1], ids[1:]) for ids in tokens],
-        epochs=settings.domain_epochs,
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        checkpoint_steps=settings.checkpoint_steps,
+        Texts([answered(ids[:1], ids[1:]) for ids in tokens]),
+        Schedule(
+            epochs=settings.domain_epochs,
+            learning_rate=settings.learning_rate,
+            batch_size=settings.batch_size,
+            checkpoint_steps=settings.checkpoint_steps,
+            bf16=uses_bf16(settings.precision, device=training.device),
+        ),
         pad_token=training.reader.pad_token,
         checkpoints=context.work / f"domain_{fold}",
         seed=context.config.seed + fold,
         device=training.device,
-        bf16=uses_bf16(settings.precision, device=training.device),
         title=f"teacher without fold {fold}, reading narratives",
         say=context.say,
     )
@@ -204,19 +205,21 @@ def _fit_as_the_paper(
     labels = np.array([example.labels for example in train])
     names = training.pairs.label_names
     answers = [reader.answer(row, names) for row in labels]
-    prompts = [example.encoded.input_ids for example in train]
-    history = fit_answers(
+    prompts = [example.encoded.input_ids.tolist() for example in train]
+    history = fit_language(
         AnswerModel(model.backbone, vocabulary),
-        [Answered(*one) for one in zip(prompts, answers, strict=True)],
-        epochs=settings.paper.epochs,
-        learning_rate=settings.paper.learning_rate,
-        batch_size=settings.paper.batch_size,
-        checkpoint_steps=settings.checkpoint_steps,
+        Texts([answered(*one) for one in zip(prompts, answers, strict=True)]),
+        Schedule(
+            epochs=settings.paper.epochs,
+            learning_rate=settings.paper.learning_rate,
+            batch_size=settings.paper.batch_size,
+            checkpoint_steps=settings.checkpoint_steps,
+            bf16=precision == "bf16",
+        ),
         pad_token=reader.pad_token,
         checkpoints=context.work / f"checkpoints_{fold}",
         seed=seed,
         device=training.device,
-        bf16=precision == "bf16",
         title=f"teacher without fold {fold}, generative",
         say=context.say,
     )
@@ -269,10 +272,6 @@ def _rows_of_others(pairs: PairTable, fold: int) -> list[int]:
     rows = pairs.rows(split="train")
     other: list[int] = rows[pairs.fold[rows] != fold].tolist()
     return other
-
-
-def _loss(output: HeadOutput, batch: Batch, _progress: float) -> Tensor:
-    return hard_loss(output.logits, batch["labels"], batch["labelled"])
 
 
 def new_teacher(settings: TeacherConfig, *, labels: int, device: str) -> LabelAttentionModel:
@@ -394,17 +393,12 @@ def _peft_config(settings: LoraConfig, backbone: nn.Module) -> PeftLoraConfig:
 
 def _top_linears(backbone: nn.Module, settings: LoraConfig) -> list[str]:
     """Names of the linear layers in the top share of the decoder's blocks."""
-    depth = int(backbone.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    stacks = [
-        (name, part)
-        for name, part in backbone.named_modules()
-        if isinstance(part, nn.ModuleList) and len(part) == depth
-    ]
+    name, blocks = blocks_of(backbone)
+    depth = len(blocks)
     linears = [
         f"{name}.{number}.{inner}"
-        for name, stack in stacks[:1]
         for number in range(depth - max(1, round(depth * settings.layers)), depth)
-        for inner, part in stack[number].named_modules()
+        for inner, part in blocks[number].named_modules()
         if isinstance(part, nn.Linear)
     ]
     if not linears:

@@ -8,7 +8,7 @@ student.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,49 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from ckd_ehr.contracts.config import TrainingConfig
 from ckd_ehr.contracts.errors import CkdEhrError
+from ckd_ehr.contracts.machine import peak_memory_bytes
 from ckd_ehr.contracts.processes import is_leader, world_size
-from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
+from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, Signal, collator
 from ckd_ehr.learning.gang import meet
-from ckd_ehr.learning.heads import HeadOutput, LabelAttentionModel
+from ckd_ehr.learning.heads import HeadOutput
 from ckd_ehr.learning.losses import hard_loss
-from ckd_ehr.learning.precision import resolve_precision
+from ckd_ehr.learning.precision import Arithmetic, resolve_precision
+from ckd_ehr.learning.sampling import ALL, Epoched, EpochSampler, Unlabelled
 from ckd_ehr.learning.scoring import label_ranking, macro
+from ckd_ehr.learning.terms import Term, Terms, gradient_norms, total_of
 
-Loss = Callable[[HeadOutput, Batch, float], Tensor]
+Loss = Callable[[HeadOutput, Batch, float], Terms]
 SELECTION = "eval_selection"
+STEPS_A_LOOK = 25  # between two looks at the terms' gradients, each of which costs a step or two
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
-class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
-    """Trainer whose loss is a function of (head output, batch, progress from 0 to 1)."""
+def hard_terms(output: HeadOutput, batch: Batch, _progress: float) -> Terms:
+    """Hard labels alone: what a teacher learns from, and the student that others compare with."""
+    return {"hard": Term(hard_loss(output.logits, batch["labels"], batch["labelled"]), 1.0)}
 
-    def __init__(self, *, loss: Loss, title: str, settings: TrainingConfig, **kwargs: Any) -> None:
+
+class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
+    """Trainer whose terms are a function of (head output, batch, progress from 0 to 1)."""
+
+    def __init__(
+        self,
+        *,
+        loss: Loss,
+        title: str,
+        settings: TrainingConfig,
+        unlabelled: Unlabelled,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.loss = loss
         self.title = title
         self.settings = settings
+        self.unlabelled = unlabelled
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW, with a rate of its own for the head; made when the model is where it will run."""
@@ -53,10 +70,14 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> "EpochSampler":
+        dataset = train_dataset or self.train_dataset
         return EpochSampler(
-            train_dataset or self.train_dataset,
+            dataset,
+            lengths=[len(example.encoded.input_ids) for example in dataset.examples],
             batch_size=self.args.train_batch_size,
             seed=self.args.seed,
+            labelled=[example.labels is not None for example in dataset.examples],
+            unlabelled=self.unlabelled,
         )
 
     def compute_loss(
@@ -65,13 +86,23 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
         """The loss at the present step."""
         output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
         progress = self.state.global_step / max(1, self.state.max_steps)
-        loss = self.loss(output, inputs, progress)
+        terms = self.loss(output, inputs, progress)
+        loss = total_of(terms)
+        if len(terms) > 1 and self.state.global_step % STEPS_A_LOOK == 0:
+            self._note(terms)
         if not torch.isfinite(loss):
             raise CkdEhrError(
                 f"{self.title}: the loss is not finite at step {self.state.global_step + 1}; "
                 "lower learning_rate or head_learning_rate, or set precision=fp32"
             )
         return (loss, {"logits": output.logits}) if return_outputs else loss
+
+    def _note(self, terms: Terms) -> None:
+        """Write each term's value, weight and gradient into the log that checkpoints carry."""
+        norms = gradient_norms({name: term.value for name, term in terms.items()}, self.model)
+        for name, (value, weight) in terms.items():
+            facts = {"value": float(value.detach()), "weight": weight, "gradient": norms[name]}
+            self.state.log_history.append({"step": self.state.global_step, "term": name, **facts})
 
     def prediction_step(
         self, model: nn.Module, inputs: Batch, *_: object, **__: object
@@ -82,24 +113,6 @@ class LossTrainer(Trainer):  # type: ignore[misc]  # Transformers ships no types
             output: HeadOutput = model(**{name: inputs[name] for name in MODEL_INPUTS})
             loss = hard_loss(output.logits, inputs["labels"], inputs["labelled"])
         return loss, output.logits, inputs["labels"]
-
-
-class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]  # Transformers ships no types
-    """Batches of similar length in an order that seed and epoch alone decide.
-
-    Without a generator of its own the sampler draws from the process's, which dropout moves on
-    differently in each process, and a resumption sets back.
-    """
-
-    def __init__(self, dataset: PairDataset, *, batch_size: int, seed: int) -> None:
-        lengths = [len(example.encoded.input_ids) for example in dataset.examples]
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.dataset = dataset
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.dataset.epoch)
-        return super().__iter__()  # type: ignore[no-any-return]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
@@ -141,7 +154,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # Transformers ships no 
 
 
 def fit(
-    model: LabelAttentionModel,
+    model: nn.Module,
     *,
     train: Sequence[Example],
     tuning: Sequence[Example],
@@ -155,36 +168,42 @@ def fit(
     title: str,
     say: Callable[[str], None],
     retell: Callable[[Example, int], Example] | None = None,
+    signal_of: Callable[[str], Signal | None] | None = None,
+    unlabelled: Unlabelled = ALL,
 ) -> dict[str, object]:
     """Train with early stopping on tuning macro-AUPRC; leaves the best weights in the model.
 
     Args:
+        model: with a `backbone`, to which `settings.learning_rate` applies; what else is trained
+            takes the head's rate.
         checkpoints: where checkpoints are kept; an earlier, killed run is resumed from there.
         retell: the example as it is read in an epoch.
+        signal_of: a train pair's signal, asked for as a batch is made.
+        unlabelled: how many of the unlabelled pairs take part in an epoch.
 
     Returns:
-        Steps, seconds, pairs, the arithmetic in use, and the tuning scores by step.
+        Steps, pairs, tuning scores by step, and what it took: the arithmetic in use, seconds,
+        pairs trained on in a second, and the most memory that the process has had.
     """
     precision = resolve_precision(settings.precision, device=device)
+    pairs = unlabelled.pairs([example.labels is not None for example in train])
     arguments = _arguments(
-        settings, len(train), checkpoints, seed=seed, device=device, bf16=precision == "bf16"
+        settings, pairs, checkpoints, seed=seed, device=device, bf16=precision == "bf16"
     )
-    dataset = PairDataset(train, retell)
+    dataset = PairDataset(train, retell, signal_of)
+    reporter = Reporter(title, settings.checkpoint_steps, say)
     trainer = LossTrainer(
         model=model,
         args=arguments,
         loss=loss,
         title=title,
         settings=settings,
+        unlabelled=unlabelled,
         train_dataset=dataset,
         eval_dataset=PairDataset(tuning),
         data_collator=collator(pad_token=pad_token, labels=labels),
         compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
-        callbacks=[
-            Reporter(title, settings.checkpoint_steps, say),
-            _Patience(settings.patience),
-            _Epochs(dataset),
-        ],
+        callbacks=[reporter, _Patience(settings.patience), Epochs(dataset)],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
@@ -192,10 +211,40 @@ def fit(
     if resumed is not None:
         say(f"    {title}: resuming from {Path(resumed).name}")
     result = trainer.train(resume_from_checkpoint=resumed)
-    return {"precision": precision, **_history(trainer, result, pairs=len(train))}
+    history = _history(trainer, pairs=pairs)
+    history |= _effort(trainer, result, done=reporter.first_step, precision=precision)
+    say(f"    {title}: {history['steps']} steps, {described_effort(history)}")
+    return history
 
 
-def _history(trainer: LossTrainer, result: Any, *, pairs: int) -> dict[str, object]:
+def _effort(
+    trainer: LossTrainer, result: Any, *, done: int, precision: Arithmetic
+) -> dict[str, object]:
+    """What training took since it began at step `done`; evaluations are included."""
+    seconds = float(result.metrics["train_runtime"])
+    pairs = (trainer.state.global_step - done) * trainer.settings.batch_size
+    return {
+        "precision": precision,
+        "seconds": round(seconds, 1),
+        "pairs_per_second": round(pairs / seconds, 2),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def described_effort(effort: Mapping[str, Any]) -> str:
+    """What training took, for people.
+
+    >>> described_effort({"precision": "bf16", "seconds": 61.5, "pairs_per_second": 8.25,
+    ...     "peak_memory_bytes": 1_240_000_000})
+    '62 s, 8.2 pairs/s in bf16, at most 1.24 GB of memory'
+    """
+    return (
+        f"{effort['seconds']:.0f} s, {effort['pairs_per_second']:.1f} pairs/s in "
+        f"{effort['precision']}, at most {effort['peak_memory_bytes'] / 1e9:.2f} GB of memory"
+    )
+
+
+def _history(trainer: LossTrainer, *, pairs: int) -> dict[str, object]:
     scores = {
         str(entry["step"]): _rounded(entry["eval_macro_auprc"])
         for entry in trainer.state.log_history
@@ -203,12 +252,21 @@ def _history(trainer: LossTrainer, result: Any, *, pairs: int) -> dict[str, obje
     }
     return {
         "steps": trainer.state.global_step,
-        "seconds": round(float(result.metrics["train_runtime"]), 1),
         "pairs": pairs,
-        "loss": round(float(result.training_loss), 5),
         "tuning_macro_auprc": scores,
         "best_step": trainer.state.best_global_step,
+        "terms": _term_history(trainer.state.log_history),
     }
+
+
+def _term_history(log: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """By term, what was noted at some steps; nothing of a loss of one term."""
+    history: dict[str, list[dict[str, float]]] = {}
+    for entry in log:
+        if "term" in entry:
+            kept = {name: entry[name] for name in ("step", "value", "weight", "gradient")}
+            history.setdefault(entry["term"], []).append(kept)
+    return history
 
 
 def _rounded(score: float) -> float | None:
@@ -216,10 +274,10 @@ def _rounded(score: float) -> float | None:
     return round(float(score), 5) if np.isfinite(score) else None
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
+class Epochs(TrainerCallback):  # type: ignore[misc]  # Transformers ships no types
     """Tells the dataset which epoch it is, after a resumption too."""
 
-    def __init__(self, dataset: PairDataset) -> None:
+    def __init__(self, dataset: Epoched) -> None:
         self.dataset = dataset
 
     def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -289,15 +347,17 @@ def share_of_batch(batch_size: int) -> int:
     return batch_size // world_size()
 
 
-def _parameter_groups(model: LabelAttentionModel, settings: TrainingConfig) -> list[dict[str, Any]]:
-    backbone = [value for value in model.backbone.parameters() if value.requires_grad]
+def _parameter_groups(model: nn.Module, settings: TrainingConfig) -> list[dict[str, Any]]:
+    """The backbone's trained weights, and all others, each with a rate of its own."""
+    inside = {id(parameter) for parameter in model.backbone.parameters()}  # type: ignore[union-attr]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in inside].append(parameter)
+    rates = {True: settings.learning_rate, False: settings.head_learning_rate}
     return [
-        {"params": backbone, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {
-            "params": list(model.head.parameters()),
-            "lr": settings.head_learning_rate,
-            "weight_decay": settings.weight_decay,
-        },
+        {"params": found, "lr": rates[within], "weight_decay": settings.weight_decay}
+        for within, found in groups.items()
     ]
 
 

@@ -95,7 +95,12 @@ def load_tokenizer(name: str) -> "Tokenizer":
 
 def token_counter(name: str) -> Callable[[str], int]:
     """A function from text to its number of tokens, reading position included."""
-    return partial(_count_tokens, load_tokenizer(name))
+    return counter_of(load_tokenizer(name))
+
+
+def counter_of(tokenizer: "Tokenizer") -> Callable[[str], int]:
+    """As `token_counter`, of a tokenizer at hand; picklable."""
+    return partial(_count_tokens, tokenizer)
 
 
 def _count_tokens(tokenizer: "Tokenizer", text: str) -> int:

@@ -22,10 +22,17 @@ from ckd_ehr.learning.scoring import (
     label_ranking,
     macro,
     micro_ranking,
+)
+from ckd_ehr.metrics.calibration import (
+    both_classes,
+    brier_parts,
+    no_ranking,
+    recalibration,
     reliability_bins,
 )
+from ckd_ehr.metrics.decisions import accuracies, mean_net_benefit, net_benefit
 from ckd_ehr.metrics.results import (
-    Bin,
+    PRIMARY,
     Curve,
     Difference,
     Figure,
@@ -33,24 +40,30 @@ from ckd_ehr.metrics.results import (
     ModelResult,
     number,
 )
+from ckd_ehr.metrics.significance import bootstrap_p, holm
 
+UNBOUNDED = (-np.inf, np.inf)
 CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """What every model is scored on; `weights` (draws, pairs) are the shared bootstrap draws."""
+    """What every model is scored on; `weights` (draws, pairs) are the shared bootstrap draws.
+
+    Without `previously_present`, new-onset and persistent labels are not scored apart.
+    """
 
     labels: Bools  # (pairs, labels)
-    previously_present: Bools  # (pairs, labels)
+    previously_present: Bools | None  # (pairs, labels)
     weights: Weights  # (draws, pairs)
     bins: int
 
     def take(self, rows: Bools) -> "ScoredPairs":
         """Some of the pairs, on the same draws."""
+        known = self.previously_present
         return ScoredPairs(
             labels=self.labels[rows],
-            previously_present=self.previously_present[rows],
+            previously_present=None if known is None else known[rows],
             weights=self.weights[:, rows],
             bins=self.bins,
         )
@@ -88,6 +101,7 @@ def _score(
 ) -> Draws:
     by_label = label_ranking(probabilities, pairs.labels, weights)
     pooled = micro_ranking(probabilities, pairs.labels, weights)
+    decided = accuracies(probabilities >= thresholds, pairs.labels, weights)
     f1 = f1_scores(probabilities >= thresholds, pairs.labels, weights)
     squared = brier(probabilities, pairs.labels, weights)
     error = calibration_error(probabilities, pairs.labels, weights, bins=pairs.bins)
@@ -98,6 +112,8 @@ def _score(
         "micro_auroc": pooled.auroc,
         "macro_f1": macro(f1.per_label),
         "micro_f1": f1.micro,
+        "hamming_accuracy": decided.hamming,
+        "subset_accuracy": decided.subset,
         "brier": macro(squared),
         "ece": error.micro,
         "macro_ece": macro(error.per_label),
@@ -110,10 +126,12 @@ def _score(
         "ece": error.per_label,
     }
     known = pairs.previously_present
+    masks = {} if known is None else {"new_onset": ~known, "persistent": known}
+    parts = {part: _masked(probabilities, pairs.labels, weights, m) for part, m in masks.items()}
     return Draws(
         overall=overall,
-        new_onset=_masked(probabilities, pairs.labels, weights, ~known),
-        persistent=_masked(probabilities, pairs.labels, weights, known),
+        new_onset=parts.get("new_onset", {}),
+        persistent=parts.get("persistent", {}),
         per_label=per_label,
     )
 
@@ -147,22 +165,28 @@ def summarise(
         new_onset=figures_of(point.new_onset, resampled.new_onset),
         persistent=figures_of(point.persistent, resampled.persistent),
         labels={
-            name: _label_result(measured, k, threshold=float(thresholds[k]))
+            name: _label_result(measured, probabilities, pairs, k, threshold=float(thresholds[k]))
             for k, name in enumerate(label_names)
         },
-        reliability=[
-            Bin(
-                lower=b.lower,
-                upper=b.upper,
-                count=b.count,
-                mean_probability=b.mean_probability,
-                observed=b.observed,
-            )
-            for b in reliability_bins(probabilities, pairs.labels, bins=pairs.bins)
-        ],
+        brier_parts=brier_parts(probabilities, pairs.labels, bins=pairs.bins),
+        recalibration=recalibration(probabilities, pairs.labels),
+        net_benefit=_net_benefit_figures(probabilities, pairs),
+        reliability=reliability_bins(probabilities, pairs.labels, bins=pairs.bins),
         precision_recall=micro_curve(probabilities, pairs.labels),
         note=note,
     )
+
+
+def _net_benefit_figures(probabilities: Floats, pairs: ScoredPairs) -> list[Figure]:
+    scored = both_classes(pairs.labels)
+    once = np.ones((1, len(pairs.labels)))
+    point, resampled = (
+        mean_net_benefit(probabilities, pairs.labels, weights, scored=scored)
+        for weights in (once, pairs.weights)
+    )
+    return [
+        figure_of(point[:, t], resampled[:, t], bounds=UNBOUNDED) for t in range(point.shape[1])
+    ]
 
 
 def difference(
@@ -177,7 +201,20 @@ def difference(
         )
         for name in names
     }
-    return Difference(model=model, minus=minus, figures=figures)
+    p_value = None
+    if PRIMARY in names:
+        gain = float(first.point.overall[PRIMARY][0] - second.point.overall[PRIMARY][0])
+        draws = first.resampled.overall[PRIMARY] - second.resampled.overall[PRIMARY]
+        p_value = bootstrap_p(gain, draws)
+    return Difference(model=model, minus=minus, figures=figures, p_value=p_value)
+
+
+def with_holm(differences: Sequence[Difference]) -> list[Difference]:
+    """The same differences, with p-values corrected for how many there are."""
+    corrected = holm([one.p_value for one in differences])
+    return [
+        one.model_copy(update={"p_holm": p}) for one, p in zip(differences, corrected, strict=True)
+    ]
 
 
 def figures_of(point: dict[str, Floats], resampled: dict[str, Floats]) -> dict[str, Figure]:
@@ -196,15 +233,22 @@ def figure_of(
     return Figure(value=value, low=number(interval[0]), high=number(interval[1]))
 
 
-def _label_result(measured: Measured, k: int, *, threshold: float) -> LabelResult:
+def _label_result(
+    measured: Measured, probabilities: Floats, pairs: ScoredPairs, k: int, *, threshold: float
+) -> LabelResult:
+    risks, labels = probabilities[:, k], pairs.labels[:, k]
     point, resampled = measured.point.per_label, measured.resampled.per_label
     return LabelResult(
         auroc=figure_of(point["auroc"][:, k], resampled["auroc"][:, k]),
         auprc=figure_of(point["auprc"][:, k], resampled["auprc"][:, k]),
         f1=number(point["f1"][0, k]),
         brier=number(point["brier"][0, k]),
+        brier_parts=brier_parts(risks, labels, bins=pairs.bins),
         ece=number(point["ece"][0, k]),
+        recalibration=recalibration(risks, labels),
+        net_benefit=[number(value) for value in net_benefit(risks, labels).mean(axis=0)],
         threshold=round(threshold, 6),
+        remark=no_ranking(risks, labels),
     )
 
 

@@ -4,19 +4,16 @@ In: the cohort, the teacher's calibrated logits, the students' calibrated probab
 simulated patients their true risks. Out: predictions.parquet (tuning and held_out, all models),
 metrics.json, report.html. Baselines are fitted here, on train; thresholds come from tuning; scores
 from held_out. Nothing is scored unless the audit knows what everything was fitted on.
-Ignores: how the teacher and the students were
-trained.
+Ignores: how the teacher and the students were trained.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig, as_shared
@@ -28,28 +25,32 @@ from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
     PREDICTIONS,
-    SOFT_LABELS,
-    VISITS,
     Explanation,
     Split,
-    label_names,
     with_label_names,
 )
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.data.audit.findings import refuse
 from ckd_ehr.data.audit.fitted import fitted_findings
-from ckd_ehr.data.histories import index_histories, visit_phenotypes
 from ckd_ehr.learning.baselines import carry_forward, code_features, logistic_regression
 from ckd_ehr.learning.scoring import (
     DEFAULT_THRESHOLD,
     Bools,
     Floats,
     best_f1_thresholds,
+    checked_probabilities,
     patient_draws,
 )
 from ckd_ehr.metrics.ceiling import ScoredModels, ceiling_of_run, is_simulated
-from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise
+from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise, with_holm
 from ckd_ehr.metrics.dataset_facts import read_dataset, read_flow
+from ckd_ehr.metrics.label_facts import label_facts, prevalences, treat_all
+from ckd_ehr.metrics.labelled_pairs import (
+    LabelledPairs,
+    joined,
+    read_labelled_pairs,
+    read_soft_labels,
+)
 from ckd_ehr.metrics.members import committee_result
 from ckd_ehr.metrics.report import render_report
 from ckd_ehr.metrics.results import (
@@ -58,15 +59,14 @@ from ckd_ehr.metrics.results import (
     Ceiling,
     CommitteeResult,
     Difference,
-    LabelFacts,
     Metrics,
     ModelResult,
     SplitCounts,
-    format_table,
+    Subgroups,
     number,
 )
-
-__all__ = ["format_table", "write_evaluation"]
+from ckd_ehr.metrics.significance import degenerate
+from ckd_ehr.metrics.subgroups import groups_of, subgroup_results
 
 SCORED = "held_out"
 STUDENTS = ("student_hard", "student_distilled")
@@ -75,28 +75,9 @@ COMPARED = (
     ("student_distilled", "logistic_regression"),
     ("committee", "teacher"),
 )
+# What is released, the same without a teacher, and whom it learnt from.
+BY_SUBGROUP = ("student_distilled", "student_hard", "teacher")
 DIFFERENCES = ("macro_auprc", "macro_auroc", "micro_auprc", "macro_f1", "brier", "ece")
-
-
-@dataclass(frozen=True)
-class LabelledPairs:
-    """The labelled pairs of a run, in one fixed order."""
-
-    visits: pa.Table
-    table: pa.Table
-    label_names: tuple[str, ...]
-    labels: Bools  # (pairs, labels)
-    present_at_last: Bools  # (pairs, labels): coded at the last history visit
-    previously_present: Bools  # (pairs, labels): coded at any history visit
-
-    def rows(self, split: str) -> Bools:
-        """A mask (pairs,) of one split."""
-        return np.asarray(self.table["split"].to_numpy() == split)
-
-    @property
-    def ids(self) -> pa.ChunkedArray:
-        """The pair ids."""
-        return self.table["pair_id"]
 
 
 def write_evaluation(context: StageContext) -> None:
@@ -118,30 +99,6 @@ def write_evaluation(context: StageContext) -> None:
     write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
     example = _explained_example(context, pairs, probabilities["student_distilled"])
     (context.folder / "report.html").write_text(render_report(metrics, example), encoding="utf-8")
-
-
-def read_labelled_pairs(cohort: Path, pairs: pa.Table, config: RunConfig) -> LabelledPairs:
-    """The labelled pairs with what was coded before, joined by visit_id."""
-    visits = read_table(cohort / "visits.parquet", VISITS)
-    names = label_names(pairs.schema)
-    table = pairs.filter(pc.is_valid(pairs["labels"]))
-    labels = _matrix(table["labels"], len(names)).astype(bool)
-    histories = index_histories(visits, table)
-    phenotypes = visit_phenotypes(visits, config.labels.selected)
-    return LabelledPairs(
-        visits=visits,
-        table=table,
-        label_names=names,
-        labels=labels,
-        present_at_last=histories.at_last(phenotypes),
-        previously_present=histories.ever(phenotypes),
-    )
-
-
-def _matrix(column: pa.ChunkedArray, width: int) -> NDArray[np.generic]:
-    """A list column as (rows, width)."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat).reshape(len(column), width)
 
 
 def _all_models(
@@ -174,21 +131,12 @@ def _all_models(
     students = read_table(path, PREDICTIONS)
     for model in STUDENTS:
         chosen = students.filter(pc.equal(students["model"], model))
-        probabilities[model] = _joined(pairs, chosen, "probabilities", f"{path} ({model})")
+        probabilities[model] = joined(pairs, chosen, "probabilities", f"{path} ({model})")
     soft = read_soft_labels(context.inputs["committee"], pairs)
     probabilities |= {name: expit(soft[name]) for name in ("teacher", "committee")}
-    return {model: probabilities[model] for model in MODELS}, notes, fitted
-
-
-def read_soft_labels(committee: Path, pairs: LabelledPairs) -> dict[str, Floats]:
-    """Calibrated log-odds (pairs, labels) by source, NaN for train pairs."""
-    path = committee / "soft_labels.parquet"
-    table = read_table(path, SOFT_LABELS)
-    sources = pc.unique(table["source"]).to_pylist()
-    return {
-        source: _joined(pairs, table.filter(pc.equal(table["source"], source)), "logits", str(path))
-        for source in sources
-    }
+    # Scored as predictions.parquet holds them, so that anyone can compute the figures again.
+    rounded = {model: probabilities[model].astype(np.float32).astype(float) for model in MODELS}
+    return rounded, notes, fitted
 
 
 def _committee_facts(context: StageContext) -> dict[str, Any]:
@@ -227,23 +175,6 @@ def _effort(context: StageContext, variant: str) -> str:
     return f"; {training['pairs']} train pairs, {training['steps']} steps"
 
 
-def _joined(pairs: LabelledPairs, table: pa.Table, column: str, origin: str) -> Floats:
-    """A list column (pairs, labels) joined by pair_id; NaN for train pairs."""
-    if label_names(table.schema) != pairs.label_names:
-        raise CkdEhrError(f"{origin}: its labels are not those of the cohort; rerun its stage")
-    place = pc.index_in(pairs.ids, value_set=table["pair_id"].combine_chunks())
-    wanted = ~pairs.rows("train")
-    missing = int(np.sum(wanted & place.is_null().to_numpy()))
-    if missing:
-        raise CkdEhrError(
-            f"{origin}: {missing} tuning or held_out pairs are missing; rerun its stage"
-        )
-    values = _matrix(table[column], len(pairs.label_names)).astype(np.float64)
-    joined = np.full(pairs.labels.shape, np.nan)
-    joined[wanted] = values[place.to_numpy()[wanted].astype(np.intp)]
-    return joined
-
-
 def _write_predictions(
     context: StageContext, pairs: LabelledPairs, probabilities: Mapping[str, Floats]
 ) -> None:
@@ -279,6 +210,7 @@ def _score_models(
     )
     measured, results = {}, {}
     for model, values in probabilities.items():
+        checked_probabilities(values[held_out | tuning], origin=f"model {model}")
         thresholds = best_f1_thresholds(
             values[tuning], pairs.labels[tuning], fallback=DEFAULT_THRESHOLD
         )
@@ -301,10 +233,25 @@ def _score_models(
 
 
 def _differences(scored: ScoredModels) -> list[Difference]:
-    return [
-        difference(scored.measured[a], scored.measured[b], model=a, minus=b, names=DIFFERENCES)
-        for a, b in COMPARED
-    ]
+    return with_holm(
+        [
+            difference(scored.measured[a], scored.measured[b], model=a, minus=b, names=DIFFERENCES)
+            for a, b in COMPARED
+        ]
+    )
+
+
+def _subgroups(
+    pairs: LabelledPairs, scored: ScoredModels, config: RunConfig
+) -> dict[str, Subgroups]:
+    table = pairs.table.filter(pa.array(pairs.rows(SCORED)))
+    return subgroup_results(
+        groups_of(pairs.visits, table),
+        {model: scored.probabilities[model] for model in BY_SUBGROUP},
+        scored.pairs,
+        subject_ids=scored.subject_ids,
+        min_cell=config.evaluation.min_cell,
+    )
 
 
 def _ceiling(
@@ -338,7 +285,8 @@ def _collect(
     from ckd_ehr.learning.latency import measure_latency
 
     config, inputs = context.config, context.inputs
-    facts = _label_facts(pairs)
+    names, labels = pairs.label_names, scored.pairs.labels
+    facts = label_facts(pairs.labels[pairs.rows("train")], scored.pairs, names)
     known = pairs.previously_present[pairs.rows(SCORED)]
     return Metrics(
         name=config.name,
@@ -352,9 +300,14 @@ def _collect(
         counts={split: _count(everything, split) for split in ("train", "tuning", SCORED)},
         labels=facts,
         labels_scored=sum(fact.scored for fact in facts.values()),
+        degenerate_draws=degenerate(labels, scored.pairs.weights).draws,
+        prevalence=prevalences(scored.pairs),
         onset_cells={"new_onset": int((~known).sum()), "persistent": int(known.sum())},
         models=models,
         differences=_differences(scored),
+        decisions=treat_all(labels, names),
+        subgroups=_subgroups(pairs, scored, config),
+        min_cell=config.evaluation.min_cell,
         committee=_committee(context, pairs, scored),
         ceiling=ceiling[0],
         no_ceiling=ceiling[1],
@@ -371,22 +324,6 @@ def _collect(
         machine=machine_facts(),
         packages=package_versions(),
     )
-
-
-def _label_facts(pairs: LabelledPairs) -> dict[str, LabelFacts]:
-    train, held_out = pairs.labels[pairs.rows("train")], pairs.labels[pairs.rows(SCORED)]
-    new = held_out & ~pairs.previously_present[pairs.rows(SCORED)]
-    positives = held_out.sum(axis=0)
-    return {
-        name: LabelFacts(
-            train_prevalence=number(train[:, k].mean()) if len(train) else None,
-            prevalence=number(held_out[:, k].mean()),
-            positives=int(positives[k]),
-            new_onset_positives=int(new[:, k].sum()),
-            scored=bool(0 < positives[k] < len(held_out)),
-        )
-        for k, name in enumerate(pairs.label_names)
-    }
 
 
 def _count(pairs: pa.Table, split: str) -> SplitCounts:

@@ -33,12 +33,8 @@ from ckd_ehr.metrics.results import (
     Distance,
     Metrics,
     Reference,
-    leader_said,
-    show,
-    show_interval,
-    show_share,
-    verdict,
 )
+from ckd_ehr.metrics.shown import leader_said, show, show_interval, show_share, verdict
 
 CALIBRATED = ("teacher", "committee", "student_hard", "student_distilled")
 EXPLAINED_LABELS = 3

@@ -24,12 +24,8 @@ from ckd_ehr.learning.baselines import carry_forward, code_features, logistic_re
 from ckd_ehr.learning.scoring import Bools, Floats, best_f1_thresholds, patient_draws
 from ckd_ehr.metrics.compare import Measured, ScoredPairs, difference, figures_of, measure
 from ckd_ehr.metrics.dataset_facts import Record
-from ckd_ehr.metrics.evaluation import (
-    SCORED,
-    LabelledPairs,
-    read_labelled_pairs,
-    read_soft_labels,
-)
+from ckd_ehr.metrics.evaluation import SCORED
+from ckd_ehr.metrics.labelled_pairs import LabelledPairs, read_labelled_pairs, read_soft_labels
 from ckd_ehr.metrics.members import COMMITTEE, SCORES
 from ckd_ehr.metrics.results import FEWEST_PATIENTS, Figure
 

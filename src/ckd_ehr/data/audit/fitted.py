@@ -30,6 +30,7 @@ COMMITTEE_FILE = "committee.json"
 TEACHER = "teacher"
 FITTED_HERE = ("logistic_regression", "lightgbm")  # members whose models the stage fits
 _STACK, _WITHOUT = "committee", "committee_without_"
+VOCABULARY = "concept_vocabulary"
 _DOMAIN = re.compile(r"fold_(?P<fold>\d+)/domain")
 _REMEDY = (
     "fit weights on train, and early stopping, penalties, calibration and thresholds on tuning or "
@@ -110,6 +111,7 @@ def _rules(
             yield f"{variant}/weights", Allowed("train", unlabelled_too=unlabelled_too)
             yield f"{variant}/early_stopping", tuning
             yield f"{variant}/platt", tuning
+        yield "distilled/gate", tuning
     elif stage == "evaluation":
         yield "carry_forward", train
         yield "code_features", train
@@ -122,12 +124,16 @@ def _rules(
 
 
 def _further_rules(stage: str, names: Collection[str], folds: Sequence[int]) -> dict[str, Allowed]:
-    """Rules of what need not be there: a teacher's reading of narratives, smaller committees."""
+    """Rules of what need not be there: vocabulary, teacher's reading of texts, committees."""
+    if stage == "knowledge" and VOCABULARY in names:
+        return {VOCABULARY: Allowed("train", unlabelled_too=True)}
     if stage == "teacher" and any(map(_DOMAIN.fullmatch, names)):
         return {
             f"fold_{fold}/domain": Allowed("train", _others(fold, folds), unlabelled_too=True)
             for fold in folds
         }
+    if stage == "student" and "domain" in names:
+        return {"domain": Allowed("train", unlabelled_too=True)}
     if stage != "committee":
         return {}
     found = [name for name in names if name.startswith(_WITHOUT) and name.endswith("/weights")]

@@ -1,0 +1,67 @@
+"""Patient-level losses: which patients the teacher holds to be more at risk, and which alike.
+
+In: logits and reading states of a batch. Out: one scalar each. Ignores: what was read; where the
+earlier pairs of the queue come from.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEAR_CONSTANT = 1e-3  # standard deviation of log-odds below which a ranking says nothing
+
+
+def correlation_loss(student_logits: Tensor, teacher_logits: Tensor, counts: Tensor) -> Tensor:
+    """1 − the mean Pearson correlation of student and teacher over pairs, label by label.
+
+    Cf. Huang et al. 2022 (DIST). Labels on which either is nearly constant do not count; zero
+    where none does, or fewer than three pairs.
+
+    Args:
+        student_logits, teacher_logits: (pairs, labels), those of the batch and of the queue.
+        counts: (labels,) bool, labels whose teacher is trusted.
+
+    >>> z = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> [round(correlation_loss(z, t, torch.tensor([True])).item(), 4) for t in (2 * z + 1, -z)]
+    [0.0, 2.0]
+    """
+    if len(student_logits) < 3:
+        return student_logits.sum() * 0.0
+    student = student_logits - student_logits.mean(0)
+    teacher = teacher_logits - teacher_logits.mean(0)
+    varied = (student.detach().std(0) > NEAR_CONSTANT) & (teacher.std(0) > NEAR_CONSTANT) & counts
+    size = (student.square().sum(0) * teacher.square().sum(0)).clamp(min=1e-12).sqrt()
+    losses = torch.where(varied, 1 - (student * teacher).sum(0) / size, 0.0)
+    return losses.sum() / varied.sum().clamp(min=1)
+
+
+def relation_loss(student_states: Tensor, teacher_states: Tensor, folds: Tensor) -> Tensor:
+    """How differently the two models place patients to each other (Park et al. 2019, RKD).
+
+    Distances between reading states, those of each model divided by their mean, compared by
+    Huber's loss. States of different fold teachers live in different bases, so only pairs of the
+    same fold are compared; zero where there is none.
+
+    Args:
+        student_states: (batch, size). teacher_states: (batch, other size).
+        folds: (batch,), -1 where there is no teacher's state.
+
+    >>> states = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+    >>> relation_loss(states, 7 * states, torch.tensor([0, 0, 0])).item()
+    0.0
+    """
+    alike = (folds[:, None] == folds[None, :]) & (folds[:, None] >= 0)
+    alike = torch.triu(alike, diagonal=1)
+    if not alike.any():
+        return student_states.sum() * 0.0
+    student = _distances(student_states)[alike]
+    teacher = _distances(teacher_states)[alike]
+    return F.smooth_l1_loss(
+        student / student.mean().clamp(min=1e-8), teacher / teacher.mean().clamp(min=1e-8)
+    )
+
+
+def _distances(states: Tensor) -> Tensor:
+    """Euclidean, (batch, batch), with a finite gradient at zero."""
+    squares = (states[:, None] - states[None, :]).square().sum(-1)
+    return squares.clamp(min=1e-12).sqrt()

@@ -1,0 +1,58 @@
+"""Patient-level losses against NumPy, and what they leave out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist, squareform
+
+from ckd_ehr.learning.patient_losses import correlation_loss, relation_loss
+
+
+def test_correlation_is_that_of_numpy_over_the_labels_that_count() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 8, 4))
+    teacher[:, 3] = -2.0  # nearly constant: it ranks nobody
+    counts = np.array([True, True, False, True])
+    expected = np.mean([1 - np.corrcoef(student[:, k], teacher[:, k])[0, 1] for k in (0, 1)])
+    found = correlation_loss(*(torch.tensor(x) for x in (student, teacher, counts)))
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_correlation_gradient_agrees_with_finite_differences() -> None:
+    torch.manual_seed(0)
+    student = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    teacher, counts = torch.randn(6, 2, dtype=torch.float64), torch.tensor([True, True])
+    assert torch.autograd.gradcheck(lambda z: correlation_loss(z, teacher, counts), student)
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 2])
+def test_too_few_pairs_have_no_correlation(pairs: int) -> None:
+    student = torch.randn(pairs, 3, requires_grad=True)
+    loss = correlation_loss(student, torch.randn(pairs, 3), torch.ones(3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def _relations_by_hand(student: np.ndarray, teacher: np.ndarray, folds: np.ndarray) -> float:
+    alike = np.triu(folds[:, None] == folds[None, :], 1) & (folds >= 0)[:, None]
+    distances = [squareform(pdist(states))[alike] for states in (student, teacher)]
+    gap = np.abs(distances[0] / distances[0].mean() - distances[1] / distances[1].mean())
+    return float(np.where(gap < 1, gap**2 / 2, gap - 0.5).mean())
+
+
+def test_relations_are_compared_within_a_folds_teacher_alone() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(6, 3)), rng.normal(size=(6, 5))
+    folds = np.array([0, 0, 1, 1, 0, -1])
+    found = relation_loss(*(torch.tensor(x) for x in (student, teacher, folds)))
+    assert found.item() == pytest.approx(_relations_by_hand(student, teacher, folds), rel=1e-6)
+    teacher[[2, 3]] += 100.0  # another basis for the other fold's states
+    moved = relation_loss(*(torch.tensor(x) for x in (student, teacher, folds)))
+    assert moved.item() == pytest.approx(found.item(), rel=1e-9)
+
+
+def test_equal_states_have_a_finite_gradient_and_single_pairs_no_relation() -> None:
+    student = torch.zeros(3, 2, requires_grad=True)
+    relation_loss(student, torch.randn(3, 4), torch.zeros(3).long()).backward()
+    assert torch.isfinite(student.grad).all()  # type: ignore[arg-type]
+    assert relation_loss(student, torch.randn(3, 4), torch.tensor([0, 1, -1])).item() == 0.0

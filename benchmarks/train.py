@@ -25,13 +25,16 @@ from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.machine import commit, machine_facts
 from ckd_ehr.knowledge.sources import read_narratives
 from ckd_ehr.learning.batches import MODEL_INPUTS, Batch, Example, PairDataset, collator
+from ckd_ehr.learning.concept_tokens import extend_embeddings
 from ckd_ehr.learning.examples import PairTable, read_pairs
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.precision import resolve_precision
 from ckd_ehr.learning.reading import predict_logits
 from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.student import new_student, student_reader
+from ckd_ehr.learning.student_model import StudentModel
 from ckd_ehr.learning.training import fit, hard_terms
+from ckd_ehr.learning.weights import load_tokenizer
 from label import REAL_DATA, UCI_LABELS
 
 PADDED = 512
@@ -63,7 +66,7 @@ class Cohort:
         self.knowledge = folder / "run" / "03_knowledge"
         self.pairs: PairTable = read_pairs(folder / "run" / "02_cohort")
         narratives = read_narratives(self.knowledge, "student")
-        self.reader = student_reader(config.student.model, self.knowledge)
+        self.reader = student_reader(config.student, self.knowledge)
         rows = range(len(self.pairs.pair_ids))
         self.examples = self.reader.examples(self.pairs, narratives, rows)
 
@@ -71,13 +74,16 @@ class Cohort:
         """The labelled examples of a split."""
         return [self.examples[row] for row in self.pairs.rows(split=split, labelled=True)]
 
-    def model(self) -> nn.Module:
+    def model(self) -> StudentModel:
         """A fresh student."""
         set_seed(SEED)
-        labels = len(self.pairs.label_names)
-        return new_student(self.config.student, labels=labels, device="cpu", reader=self.reader)
+        settings = self.config.student
+        model = new_student(settings, labels=self.pairs.label_names, device="cpu")
+        if settings.concept_vocabulary.enabled:
+            extend_embeddings(model.backbone, self.reader.tokenizer, load_tokenizer(settings.model))
+        return model
 
-    def score(self, model: nn.Module) -> float:
+    def score(self, model: StudentModel) -> float:
         """macro-AUPRC on held_out."""
         logits = predict_logits(
             model.eval(), self.of("held_out"), pad_token=self.reader.pad_token, device="cpu"
@@ -138,7 +144,7 @@ def mean_tokens(examples: Sequence[Example]) -> float:
     return float(np.mean([len(example.encoded.input_ids) for example in examples]))
 
 
-def train_ours(cohort: Cohort) -> tuple[nn.Module, float]:
+def train_ours(cohort: Cohort) -> tuple[StudentModel, float]:
     """As the stage trains on hard labels; tuning scores and checkpoints are in its time."""
     model = cohort.model()
     with tempfile.TemporaryDirectory() as folder:
@@ -160,13 +166,13 @@ def train_ours(cohort: Cohort) -> tuple[nn.Module, float]:
     return model, pairs / float(str(history["seconds"]))
 
 
-def train_padded(cohort: Cohort, precision: str) -> tuple[nn.Module, float]:
+def train_padded(cohort: Cohort, precision: str) -> tuple[StudentModel, float]:
     """Every text padded to 512 tokens, batches in random order, nothing else in the time."""
     settings, model = cohort.config.student, cohort.model().train()
-    backbone = list(model.backbone.parameters())  # type: ignore[union-attr]
+    backbone = list(model.backbone.parameters())
     groups = [
         {"params": backbone, "lr": settings.learning_rate},
-        {"params": list(model.head.parameters()), "lr": settings.head_learning_rate},  # type: ignore[union-attr]
+        {"params": list(model.head.parameters()), "lr": settings.head_learning_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     batches = list(padded_batches(cohort, epochs=round(settings.epochs)))

@@ -27,7 +27,8 @@ from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.learning.scoring import best_f1_thresholds, patient_draws
 from ckd_ehr.learning.student import write_students
 from ckd_ehr.metrics.compare import ScoredPairs, figures_of, measure
-from ckd_ehr.metrics.evaluation import SCORED, LabelledPairs, read_labelled_pairs
+from ckd_ehr.metrics.evaluation import SCORED
+from ckd_ehr.metrics.labelled_pairs import LabelledPairs, read_labelled_pairs
 from ckd_ehr.pipeline import finished_run
 
 NOTHING = dict.fromkeys(("concept", "visit", "layers", "correlation", "relation"), 0.0)

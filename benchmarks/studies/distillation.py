@@ -32,7 +32,7 @@ from ckd_ehr.metrics.labelled_pairs import LabelledPairs, read_labelled_pairs
 from ckd_ehr.pipeline import finished_run
 
 NOTHING = dict.fromkeys(("concept", "visit", "layers", "correlation", "relation"), 0.0)
-ALONE = {"unlabelled_ratio": 0.0}
+ALONE: dict[str, object] = {"unlabelled_ratio": 0.0}
 ARMS: dict[str, dict[str, object]] = {
     "teacher_soft": {"soft_labels": "teacher", "terms": NOTHING, **ALONE},
     "teacher_full": {"soft_labels": "teacher", **ALONE},
@@ -77,7 +77,7 @@ def main() -> None:
                     if not path.exists():
                         facts = scores(config, inputs, trained, variant, draws=chosen.draws)
                         write_json(path, {"arm": label, "student_seed": seed, **facts})
-                        print(f"{path.stem}: {facts['scores']['macro_auprc']}", flush=True)
+                        print(f"{path.stem}: {facts['scores']}", flush=True)
 
 
 def with_student(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:

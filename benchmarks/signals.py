@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -32,10 +31,10 @@ from ckd_ehr.knowledge.sources import iter_narratives
 from ckd_ehr.learning.batches import Example, PairDataset, collator
 from ckd_ehr.learning.examples import PairTable, TextReader
 from ckd_ehr.learning.labelling import CHUNK, PairSignals, save_shard
+from ckd_ehr.learning.sampling import EpochSampler
 from ckd_ehr.learning.signal_loader import SignalLoader
 from ckd_ehr.learning.signal_store import INDEX, INDEX_FILE, FoldTeacher, shard_name
 from ckd_ehr.learning.soft_labels import SoftLabels, read_soft_labels, soft_label_table
-from ckd_ehr.learning.training import EpochSampler
 
 PAIRS = 100_000
 LABELS, LAYERS, HIDDEN = 25, 28, 3584  # Qwen2.5-7B
@@ -214,7 +213,7 @@ def encoded(folder: Path, pairs: PairTable) -> list[Example]:
     reader = TextReader(EMBEDDED_STUDENT, "first")
     texts = iter_narratives(folder / "knowledge", "student")
     examples = reader.read(pairs, texts, range(len(pairs.pair_ids)))
-    soft = read_soft_labels(folder / "committee", "committee", pairs.pair_ids)
+    soft = read_soft_labels(folder / "committee", "committee", pairs)
     logits, spread = soft.logits.astype(np.float32), soft.spread.astype(np.float32)
     return [
         replace(example, teacher_logits=logits[row], teacher_spread=spread[row])
@@ -225,7 +224,8 @@ def encoded(folder: Path, pairs: PairTable) -> list[Example]:
 def rate(dataset: PairDataset) -> float:
     """Pairs a second in batches of an epoch's order, for a while."""
     collate = collator(pad_token=0, labels=LABELS)
-    order: Iterator[int] = iter(EpochSampler(dataset, batch_size=BATCH, seed=SEED))
+    lengths = [len(example.encoded.input_ids) for example in dataset.examples]
+    order = iter(EpochSampler(dataset, lengths=lengths, batch_size=BATCH, seed=SEED))
     started, done = perf_counter(), 0
     while perf_counter() - started < SECONDS and (rows := list(islice(order, BATCH))):
         batch = collate([dataset[row] for row in rows])

@@ -85,8 +85,7 @@ def with_student(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
     settings = config.model_dump(mode="json", exclude_unset=True)
     student = settings.setdefault("student", {})
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(student.get(key), dict)
-        student[key] = {**student[key], **value} if both else value
+        student[key] = {**student.get(key, {}), **value} if isinstance(value, dict) else value
     return build_config(settings)
 
 

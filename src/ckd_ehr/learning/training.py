@@ -35,7 +35,7 @@ from ckd_ehr.learning.terms import Term, Terms, gradient_norms, total_of
 
 Loss = Callable[[HeadOutput, Batch, float], Terms]
 SELECTION = "eval_selection"
-STEPS_A_LOOK = 25  # between two looks at the terms' gradients, each of which costs a step or two
+STEPS_A_LOOK = 100  # between two looks at the terms' gradients, each of which costs some steps
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 

@@ -38,6 +38,8 @@ ARMS: dict[str, dict[str, object]] = {
     "teacher_full": {"soft_labels": "teacher", **ALONE},
     "committee_soft": {"terms": NOTHING, **ALONE},
     "committee_full": ALONE,
+    "committee_soft_ungated": {"gate": False, "terms": NOTHING, **ALONE},
+    "committee_full_ungated": {"gate": False, **ALONE},
     "committee_full_unlabelled": {"unlabelled_ratio": 4.0},
     "regression_soft": {"soft_labels": "logistic_regression", "terms": NOTHING, **ALONE},
     "smoothed": {"control": "smoothed", "terms": NOTHING, **ALONE},

@@ -134,6 +134,7 @@ def test_a_batch_that_nobody_has_read_has_the_hard_loss_alone() -> None:
 def test_a_student_that_agrees_in_everything_has_no_loss_but_the_hard_one() -> None:
     distiller, batch = _distiller(), _batch()
     with torch.no_grad():
+        distiller.student.head.weights *= 5  # type: ignore[union-attr, operator]
         output = distiller.student(**{name: batch[name] for name in MODEL_INPUTS})
     batch["teacher_logits"] = output.logits
     batch["teacher_attention"] = output.attention

@@ -18,6 +18,19 @@ def test_correlation_is_that_of_numpy_over_the_labels_that_count() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_student_whose_log_odds_hardly_differ_has_no_steep_gradient() -> None:
+    torch.manual_seed(0)
+    teacher, counts = torch.randn(40, 2), torch.tensor([True, True])
+    norms = []
+    for size in (0.01, 0.1, 1.0):
+        student = (torch.randn(40, 2) * size).requires_grad_()
+        correlation_loss(student, teacher, counts).backward()
+        norms.append(float(student.grad.norm()))  # type: ignore[union-attr]
+    assert max(norms) < 3 * min(norms)
+    gentle = correlation_loss(0.01 * teacher, teacher, counts)
+    assert gentle.item() == pytest.approx(0.98, abs=0.01)  # 1 - 0.01 / 0.5: not there yet
+
+
 def test_correlation_gradient_agrees_with_finite_differences() -> None:
     torch.manual_seed(0)
     student = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)

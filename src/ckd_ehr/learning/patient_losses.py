@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEAR_CONSTANT = 1e-3  # standard deviation of log-odds below which a ranking says nothing
+NEAR_CONSTANT = 1e-3  # deviation of the teacher's log-odds below which its ranking says nothing
+SMALLEST_DEVIATION = 0.5  # of the student's log-odds, by which a smaller one is taken
 
 
 def correlation_loss(student_logits: Tensor, teacher_logits: Tensor, counts: Tensor) -> Tensor:
     """1 − the mean Pearson correlation of student and teacher over pairs, label by label.
 
-    Cf. Huang et al. 2022 (DIST). Labels on which either is nearly constant do not count; zero
-    where none does, or fewer than three pairs.
+    Cf. Huang et al. 2022 (DIST). A fresh student's log-odds hardly differ; divided by their own
+    deviation they would have a gradient a hundred times that of later ones, so that deviation is
+    taken as 0.5 at least. Labels on which the teacher is nearly constant do not count; zero where
+    none does, or fewer than three pairs.
 
     Args:
         student_logits, teacher_logits: (pairs, labels), those of the batch and of the queue.
@@ -29,10 +32,11 @@ def correlation_loss(student_logits: Tensor, teacher_logits: Tensor, counts: Ten
         return student_logits.sum() * 0.0
     student = student_logits - student_logits.mean(0)
     teacher = teacher_logits - teacher_logits.mean(0)
-    varied = (student.detach().std(0) > NEAR_CONSTANT) & (teacher.std(0) > NEAR_CONSTANT) & counts
-    size = (student.square().sum(0) * teacher.square().sum(0)).clamp(min=1e-12).sqrt()
-    losses = torch.where(varied, 1 - (student * teacher).sum(0) / size, 0.0)
-    return losses.sum() / varied.sum().clamp(min=1)
+    deviation = student.square().mean(0).clamp(min=1e-12).sqrt().clamp(min=SMALLEST_DEVIATION)
+    others = teacher.square().mean(0).sqrt()
+    varied = (others > NEAR_CONSTANT) & counts
+    alike = (student * teacher).mean(0) / (deviation * others.clamp(min=NEAR_CONSTANT))
+    return torch.where(varied, 1 - alike, 0.0).sum() / varied.sum().clamp(min=1)
 
 
 def relation_loss(student_states: Tensor, teacher_states: Tensor, folds: Tensor) -> Tensor:

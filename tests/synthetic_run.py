@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from ckd_ehr.contracts.config import RunConfig, build_config
 from ckd_ehr.contracts.files import write_json, write_table
@@ -51,6 +51,13 @@ SOURCES = {
     "committee_without_logistic_regression": 1.0,
     "committee_without_teacher": -1.0,
     "committee_without_site": 0.9,
+}
+TERMS = {
+    name: [
+        {"step": step, "value": 0.5, "weight": 1.0 - step / 50, "gradient": gradient}
+        for step in (0, 25)
+    ]
+    for name, gradient in (("hard", 0.4), ("soft", 0.3), ("concept", 0.1))
 }
 WEIGHTS = {"teacher": 0.8, "logistic_regression": 0.0, "site": 0.1}
 FIRST_SUBJECT = 7_340_000
@@ -218,6 +225,38 @@ def _pair(subject: int, number: int, split: str, labels: list[bool] | None) -> d
     }
 
 
+def hidden_spans() -> list[Span]:
+    """A concept for each word of the hidden text."""
+    starts = [0, *(n + 1 for n, letter in enumerate(HIDDEN_TEXT) if letter == " ")]
+    words = HIDDEN_TEXT.split()
+    return [
+        Span(start, start + len(word), f"0/{word}", "diagnosis", "S", word, 0)
+        for start, word in zip(starts, words, strict=True)
+    ]
+
+
+class StubStudent:
+    """Its risk rises with the letters of the concepts that are left; it says so, or the reverse."""
+
+    faithful = True
+
+    def __init__(self, folder: Path, *, device: str) -> None:
+        pass
+
+    def risks(self, narratives: list[Narrative]) -> np.ndarray:
+        letters = [sum(span.end - span.start for span in one.spans) for one in narratives]
+        return expit(np.outer(letters, [0.1, 0.05, 0.01]))
+
+    def explain(self, pair_id: str, narrative: Narrative) -> Explanation:
+        sign = 1 if self.faithful else -1
+        concepts = tuple(
+            ConceptEvidence(span.concept_id, "", "diagnosis", 0, sign * (span.end - span.start))
+            for span in narrative.spans
+        )
+        labels = tuple(LabelExplanation(name, 0.5, 0.3, 0.0, 1.0, concepts) for name in LABELS)
+        return Explanation(pair_id, "student", narrative, labels)
+
+
 def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
     for reader in ("teacher", "student"):
         rows = [
@@ -225,7 +264,7 @@ def _write_knowledge(folder: Path, pairs: list[dict[str, object]]) -> None:
                 "pair_id": pair["pair_id"],
                 "reader": reader,
                 "text": HIDDEN_TEXT,
-                "spans": [],
+                "spans": [span._asdict() for span in hidden_spans()],
                 "concepts_cut": 1 if reader == "teacher" and number % 4 == 0 else 0,
                 "knowledge_cut": 0,
             }
@@ -261,7 +300,8 @@ def _write_models(
     facts = {"members": list(WEIGHTS), "mean_weights": WEIGHTS, "weights": weights}
     write_json(folders["committee"] / "committee.json", {"committee": facts})
     for variant in ("hard", "distilled"):
-        write_json(folders["student"] / variant / "training.json", {"pairs": 40, "steps": 9})
+        training = {"pairs": 40, "steps": 9, "terms": TERMS if variant == "distilled" else {}}
+        write_json(folders["student"] / variant / "training.json", training)
     soft = [
         {
             "pair_id": pair["pair_id"],
@@ -311,6 +351,7 @@ def stub_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     latency, inference = ModuleType("latency"), ModuleType("inference")
     latency.measure_latency = lambda context: LATENCY  # type: ignore[attr-defined]
     inference.explain_by_student = explain_by_student  # type: ignore[attr-defined]
+    inference.StudentPredictor = StubStudent  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.latency", latency)
     monkeypatch.setitem(__import__("sys").modules, "ckd_ehr.learning.inference", inference)
     return asked

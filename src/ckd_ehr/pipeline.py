@@ -110,8 +110,10 @@ def _cohort_digests(config: RunConfig) -> Mapping[str, str]:
 
 
 def _teacher_digest(config: RunConfig) -> Mapping[str, str]:
+    from ckd_ehr.learning.tracking import refuse_absent
     from ckd_ehr.learning.weights import model_digest
 
+    refuse_absent(config.trackers)
     return {"teacher_model": model_digest(config.teacher.model)}
 
 
@@ -254,13 +256,20 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluation",
-        summary="scores, baselines, latency, report.html",
+        summary="scores, baselines, faithfulness, latency, the report",
         function=_evaluation,
-        # metrics.json holds the whole config; what computes the cohort changes nothing in it.
-        sections=tuple(name for name in RunConfig.model_fields if name != "engine"),
+        # metrics.json holds the whole config; where work is done and followed changes no figure.
+        sections=tuple(n for n in RunConfig.model_fields if n not in ("engine", "trackers")),
         reads=("events", "cohort", "knowledge", "teacher", "committee", "student"),
-        writes=("metrics.json", "predictions.parquet", "report.html", "fitted.json"),
-        version=4,
+        writes=(
+            "metrics.json",
+            "predictions.parquet",
+            "report.html",
+            "report.md",
+            "figures/",
+            "fitted.json",
+        ),
+        version=5,
     ),
 )
 

@@ -63,7 +63,7 @@ class SectionText(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.words: list[str] = []
-        self.feed(page[page.index("<h2>The data") : page.index("<h2>Time per")])
+        self.feed(page[page.index('<h2 id="data">') : page.index('<h2 id="explanations">')])
         self.close()
         self.text = " ".join(" ".join(self.words).split())
 

@@ -2,21 +2,28 @@
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import synthetic_run
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json
+from ckd_ehr.metrics.curve_figures import TERM_LOOKS
+from ckd_ehr.metrics.drawings import drawings
 from ckd_ehr.metrics.evaluation import write_evaluation
+from ckd_ehr.metrics.figures import BAR, BEST, LOOKS
 from ckd_ehr.metrics.report import (
     distillation_sentence,
     explain_labels,
     mark_narrative,
+    render_markdown,
     render_report,
+    write_report,
 )
-from ckd_ehr.metrics.results import Difference, Figure, Metrics
+from ckd_ehr.metrics.results import MODELS, Difference, Figure, Metrics
 from ckd_ehr.metrics.shown import verdict
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path"}
@@ -83,16 +90,79 @@ def test_report_holds_the_table_of_models(metrics: Metrics) -> None:
         cell = f"<td>{figure.value:.3f}<small>[{figure.low:.3f}, {figure.high:.3f}]</small></td>"
         assert cell in text
     assert "given that there is" in text
-    assert len(re.findall(r'<figure [^>]*role="img" aria-label="', text)) == 4
-    assert text.count("<svg") == 4
+    assert len(re.findall(r'<div class="drawing" role="img" aria-label="', text)) == 10
+    assert text.count("<svg") == 10
     assert "ccs table 4." in text
     assert "prefers-color-scheme: dark" in text
 
 
 def test_report_shows_a_dash_for_labels_of_one_class(metrics: Metrics) -> None:
-    row = re.search(r'<th scope="row">Shock</th>.*?</tr>', render_report(metrics), re.DOTALL)
-    assert row is not None
-    assert row.group().count("<td>–<small>–</small></td>") == 6
+    rows = re.findall(r'<th scope="row">Shock</th>.*?</tr>', render_report(metrics), re.DOTALL)
+    assert max(row.count("<td>–<small>–</small></td>") for row in rows) == 6
+
+
+def test_every_drawing_has_its_table_and_its_file(metrics: Metrics, tmp_path: Path) -> None:
+    made = drawings(metrics)
+    assert list(made) == [
+        "models", "calibration", "precision-recall", "roc", "decisions", "diseases",
+        "faithfulness", "terms",
+    ]  # fmt: skip
+    write_report(tmp_path, metrics, None)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<summary>The same as a table</summary>") == len(made)
+    for name, one in made.items():
+        assert all(len(row.cells) == len(one.table.heads) for row in one.table.rows), name
+        assert any(cell.text for row in one.table.rows for cell in row.cells), name
+    files = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+    assert files == {*made, "visits", "prevalence"}
+    for path in (tmp_path / "figures").glob("*.svg"):
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_markdown_holds_the_headline_and_the_drawings(metrics: Metrics) -> None:
+    text = render_markdown(metrics)
+    figure = metrics.models["student_distilled"].overall["macro_auprc"]
+    assert (
+        f"| student, distilled | {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] |" in text
+    )
+    assert distillation_sentence(metrics.differences) in text
+    assert "](figures/roc.svg)" in text
+    assert text.index("Before you believe it") < text.index("## Models")
+    assert synthetic_run.HIDDEN_TEXT not in text
+
+
+def test_the_table_of_the_roc_curve_ends_where_all_are_called_ill(metrics: Metrics) -> None:
+    rows = drawings(metrics)["roc"].table.rows
+    assert [cell.text for cell in rows[-1].cells] == ["1.000"] * 6
+    teacher = list(MODELS).index("teacher")
+    assert rows[0].cells[teacher].text == "0.000"
+    assert rows[1].cells[teacher].text == "1.000"  # the synthetic teacher is never wrong
+
+
+def test_headings_do_not_skip_a_level(metrics: Metrics) -> None:
+    simulated = metrics.model_copy(update={"simulated": True, "no_ceiling": "x"})
+    text = render_report(simulated, synthetic_run.example_of())
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#14181d"])
+def test_lines_stand_out_from_light_and_dark_pages(page: str) -> None:
+    colours = {colour for colour, _ in LOOKS.values()} | {BEST, BAR, *TERM_LOOKS}
+    assert {colour for colour in colours if contrast(colour, page) < 3} == set()
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2's ratio of the relative luminances."""
+    lights = []
+    for colour in (first, second):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
 def test_report_refuses_to_explain_a_real_patient(metrics: Metrics) -> None:
@@ -160,4 +230,4 @@ def test_template_is_package_data() -> None:
     root = Path(__file__).parents[2]
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["ckd_ehr"]
-    assert "**/*.html" in patterns
+    assert {"**/*.html", "**/*.md", "**/*.css"} <= set(patterns)

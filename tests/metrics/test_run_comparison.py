@@ -194,7 +194,7 @@ def test_metrics_of_an_older_schema_are_refused(
     path = root / "08_evaluation.partial" / "metrics.json"
     older = {k: v for k, v in read_json(path).items() if k != "schema_version"}
     write_json(path, older)
-    with pytest.raises(CkdEhrError, match=r"schema an older one, not 2\); rerun the stage"):
+    with pytest.raises(CkdEhrError, match=r"schema an older one, not 3\); rerun the stage"):
         EvaluatedRun.read("a", evaluation=path.parent, cohort=root / "cohort")
 
 

@@ -59,6 +59,7 @@ __all__ = [
     "EfficacyConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "FaithfulnessConfig",
     "GuidelinesConfig",
     "InstructionsConfig",
     "KnowledgeConfig",
@@ -149,6 +150,19 @@ class KnowledgeConfig(Section):
         return any(reader.guidelines for reader in self.readers.values())
 
 
+class FaithfulnessConfig(Section):
+    """Whether the students' explanations hold: concepts are erased (stage `evaluation`)."""
+
+    pairs: int = Field(40, ge=0, description="Held-out pairs, one a patient; 0 for none.")
+    random_orders: int = Field(3, ge=1, description="Orders by chance, averaged.")
+    gate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="The gain over chance, in probability, that the whole interval must exceed.",
+    )
+
+
 class EvaluationConfig(Section):
     """How the models are scored (stage `evaluation`)."""
 
@@ -156,6 +170,7 @@ class EvaluationConfig(Section):
     calibration_bins: int = Field(15, ge=2, description="Bins of ECE and reliability.")
     min_cell: int = Field(20, ge=1, description="Pairs below which no subgroup is shown.")
     latency_pairs: int = Field(30, ge=1, description="Narratives timed one at a time.")
+    faithfulness: FaithfulnessConfig = FaithfulnessConfig()
 
 
 class RunConfig(Section):
@@ -169,6 +184,11 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of training, baselines and bootstrap.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto takes a GPU if there is one."
+    )
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (),
+        description="Where training is followed, by Hugging Face Trainer's own callbacks; each "
+        "needs its package, and wandb sends scores and settings to its server.",
     )
     engine: EngineConfig = EngineConfig()
     data: DataConfig = DataConfig()

@@ -94,7 +94,10 @@ class StudentPredictor:
 
     def predict(self, histories: Sequence[Sequence[Visit]]) -> NDArray[np.float64]:
         """Calibrated probabilities (histories, labels), given that there is a next visit."""
-        narratives = [self.narrate(history) for history in histories]
+        return self.risks([self.narrate(history) for history in histories])
+
+    def risks(self, narratives: Sequence[Narrative]) -> NDArray[np.float64]:
+        """As `predict`, of what the student reads."""
         examples = [self.reader.example(str(n), text) for n, text in enumerate(narratives)]
         logits = predict_logits(
             self.model,

@@ -43,6 +43,7 @@ from ckd_ehr.learning.readout import READOUT
 from ckd_ehr.learning.sampling import EpochSampler, Unlabelled
 from ckd_ehr.learning.scoring import Floats, fit_platt
 from ckd_ehr.learning.student_model import StudentModel, encoder_config
+from ckd_ehr.learning.tracking import Tracking
 from ckd_ehr.learning.training import fit, hard_terms
 from ckd_ehr.learning.warm_up import warm_up
 from ckd_ehr.learning.weights import load_tokenizer, resolve_model
@@ -173,6 +174,7 @@ def _train_hard(training: _Training) -> None:
         device=training.device,
         title="student (hard)",
         say=training.context.say,
+        tracking=Tracking.of(training.context),
     )
     if is_leader():
         _finish(training, "hard", model, history, train)
@@ -204,6 +206,7 @@ def _train_distilled(training: _Training, teaching: Teaching) -> None:
         title="student (distilled)",
         say=context.say,
         signal_of=lessons.signal_of,
+        tracking=Tracking.of(context),
         unlabelled=sampling,
     )
     model.set_attn_implementation(attention_kernel(training.device))

@@ -51,6 +51,7 @@ from ckd_ehr.learning.precision import Arithmetic, resolve_precision, uses_bf16
 from ckd_ehr.learning.prompts import PromptReader
 from ckd_ehr.learning.reading import attention_kernel, check_positions, pick_device
 from ckd_ehr.learning.readout import READOUT, why_unreadable
+from ckd_ehr.learning.tracking import Tracking
 from ckd_ehr.learning.training import fit, hard_terms
 from ckd_ehr.learning.weights import resolve_model
 
@@ -150,6 +151,7 @@ def _train_fold(training: _Training, fold: int) -> None:
             title=f"teacher without fold {fold}",
             say=context.say,
             retell=_retelling(training) if settings.shuffle else None,
+            tracking=Tracking.of(context),
         )
     if not is_leader():
         return

@@ -32,6 +32,7 @@ from ckd_ehr.learning.precision import Arithmetic, resolve_precision
 from ckd_ehr.learning.sampling import ALL, Epoched, EpochSampler, Unlabelled
 from ckd_ehr.learning.scoring import label_ranking, macro
 from ckd_ehr.learning.terms import Term, Terms, gradient_norms, total_of
+from ckd_ehr.learning.tracking import UNTRACKED, Tracking
 
 Loss = Callable[[HeadOutput, Batch, float], Terms]
 SELECTION = "eval_selection"
@@ -170,6 +171,7 @@ def fit(
     retell: Callable[[Example, int], Example] | None = None,
     signal_of: Callable[[str], Signal | None] | None = None,
     unlabelled: Unlabelled = ALL,
+    tracking: Tracking = UNTRACKED,
 ) -> dict[str, object]:
     """Train with early stopping on tuning macro-AUPRC; leaves the best weights in the model.
 
@@ -180,6 +182,7 @@ def fit(
         retell: the example as it is read in an epoch.
         signal_of: a train pair's signal, asked for as a batch is made.
         unlabelled: how many of the unlabelled pairs take part in an epoch.
+        tracking: who else is told of losses and scores.
 
     Returns:
         Steps, pairs, tuning scores by step, and what it took: the arithmetic in use, seconds,
@@ -188,23 +191,25 @@ def fit(
     precision = resolve_precision(settings.precision, device=device)
     pairs = unlabelled.pairs([example.labels is not None for example in train])
     arguments = _arguments(
-        settings, pairs, checkpoints, seed=seed, device=device, bf16=precision == "bf16"
-    )
+        settings, pairs, checkpoints, seed=seed, device=device, bf16=precision == "bf16",
+        reports=tracking.arguments(title),
+    )  # fmt: skip
     dataset = PairDataset(train, retell, signal_of)
     reporter = Reporter(title, settings.checkpoint_steps, say)
-    trainer = LossTrainer(
-        model=model,
-        args=arguments,
-        loss=loss,
-        title=title,
-        settings=settings,
-        unlabelled=unlabelled,
-        train_dataset=dataset,
-        eval_dataset=PairDataset(tuning),
-        data_collator=collator(pad_token=pad_token, labels=labels),
-        compute_metrics=lambda predicted: _selection(predicted.predictions, predicted.label_ids),
-        callbacks=[reporter, _Patience(settings.patience), Epochs(dataset)],
-    )
+    with tracking.place(title):
+        trainer = LossTrainer(
+            model=model,
+            args=arguments,
+            loss=loss,
+            title=title,
+            settings=settings,
+            unlabelled=unlabelled,
+            train_dataset=dataset,
+            eval_dataset=PairDataset(tuning),
+            data_collator=collator(pad_token=pad_token, labels=labels),
+            compute_metrics=lambda found: _selection(found.predictions, found.label_ids),
+            callbacks=[reporter, _Patience(settings.patience), Epochs(dataset)],
+        )
     trainer.remove_callback(PrinterCallback)
     set_seed(seed)
     resumed = usable_checkpoint(checkpoints)
@@ -297,8 +302,9 @@ class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no
 
 
 def _arguments(
-    settings: TrainingConfig, pairs: int, checkpoints: Path, *, seed: int, device: str, bf16: bool
-) -> Any:
+    settings: TrainingConfig, pairs: int, checkpoints: Path, *, seed: int, device: str, bf16: bool,
+    reports: Mapping[str, object],
+) -> Any:  # fmt: skip
     steps_per_epoch = max(1, -(-pairs // settings.batch_size))
     every = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     total = max(1, round(steps_per_epoch * settings.epochs))
@@ -320,13 +326,12 @@ def _arguments(
         load_best_model_at_end=True,
         metric_for_best_model=SELECTION,
         greater_is_better=True,
-        logging_strategy="no",
         label_names=["labels"],
         remove_unused_columns=False,
-        report_to=[],
         disable_tqdm=True,
         seed=seed,
         dataloader_pin_memory=False,
+        **reports,
     )
     return on_one_device(arguments)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ckd_ehr.learning.scoring import (
     Bools,
@@ -38,6 +38,7 @@ from ckd_ehr.metrics.results import (
     Figure,
     LabelResult,
     ModelResult,
+    RocCurve,
     number,
 )
 from ckd_ehr.metrics.significance import bootstrap_p, holm
@@ -173,6 +174,7 @@ def summarise(
         net_benefit=_net_benefit_figures(probabilities, pairs),
         reliability=reliability_bins(probabilities, pairs.labels, bins=pairs.bins),
         precision_recall=micro_curve(probabilities, pairs.labels),
+        roc=micro_roc(probabilities, pairs.labels),
         note=note,
     )
 
@@ -266,4 +268,22 @@ def micro_curve(probabilities: Floats, labels: Bools, *, points: int = CURVE_POI
     kept = np.unique(np.clip(np.searchsorted(recall, targets), 0, len(recall) - 1))
     return Curve(
         recall=np.round(recall[kept], 4).tolist(), precision=np.round(precision[kept], 4).tolist()
+    )
+
+
+def micro_roc(probabilities: Floats, labels: Bools, *, points: int = CURVE_POINTS) -> RocCurve:
+    """False positives and sensitivity over all cells, at evenly spaced rates of the former.
+
+    >>> micro_roc(np.array([[0.9, 0.1]]), np.array([[True, False]])).sensitivity
+    [0.0, 1.0, 1.0]
+    """
+    if labels.all() or not labels.any():
+        return RocCurve(false_positive_rate=[], sensitivity=[])
+    false, true, _ = roc_curve(labels.ravel(), probabilities.ravel())
+    targets = np.linspace(0, 1, min(points, len(false)))
+    last = np.searchsorted(false, targets, side="right") - 1
+    kept = np.unique([0, *last, len(false) - 1])
+    return RocCurve(
+        false_positive_rate=np.round(false[kept], 4).tolist(),
+        sensitivity=np.round(true[kept], 4).tolist(),
     )

@@ -2,8 +2,9 @@
 
 In: the cohort, the teacher's calibrated logits, the students' calibrated probabilities, and of
 simulated patients their true risks. Out: predictions.parquet (tuning and held_out, all models),
-metrics.json, report.html. Baselines are fitted here, on train; thresholds come from tuning; scores
-from held_out. Nothing is scored unless the audit knows what everything was fitted on.
+metrics.json, report.html, report.md, figures/. Baselines are fitted here, on train; thresholds come
+from tuning; scores from held_out. Nothing is scored unless the audit knows what everything was
+fitted on.
 Ignores: how the teacher and the students were trained.
 """
 
@@ -25,7 +26,6 @@ from ckd_ehr.contracts.records import (
     NARRATIVES,
     PAIRS,
     PREDICTIONS,
-    Explanation,
     Split,
     with_label_names,
 )
@@ -43,7 +43,9 @@ from ckd_ehr.learning.scoring import (
 )
 from ckd_ehr.metrics.ceiling import ScoredModels, ceiling_of_run, is_simulated
 from ckd_ehr.metrics.compare import ScoredPairs, difference, measure, summarise, with_holm
+from ckd_ehr.metrics.costs import data_fingerprint, stage_costs, training_terms
 from ckd_ehr.metrics.dataset_facts import read_dataset, read_flow
+from ckd_ehr.metrics.explained import explained_example, faithfulness_of_run
 from ckd_ehr.metrics.label_facts import label_facts, prevalences, treat_all
 from ckd_ehr.metrics.labelled_pairs import (
     LabelledPairs,
@@ -52,7 +54,7 @@ from ckd_ehr.metrics.labelled_pairs import (
     read_soft_labels,
 )
 from ckd_ehr.metrics.members import committee_result
-from ckd_ehr.metrics.report import render_report
+from ckd_ehr.metrics.report import write_report
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
     MODELS,
@@ -81,7 +83,7 @@ DIFFERENCES = ("macro_auprc", "macro_auroc", "micro_auprc", "macro_f1", "brier",
 
 
 def write_evaluation(context: StageContext) -> None:
-    """Score all models and write predictions.parquet, metrics.json and report.html."""
+    """Score all models and write predictions.parquet, metrics.json and the report."""
     everything = read_table(context.inputs["cohort"] / "pairs.parquet", PAIRS)
     pairs = read_labelled_pairs(context.inputs["cohort"], everything, context.config)
     if not pairs.rows(SCORED).any():
@@ -97,8 +99,8 @@ def write_evaluation(context: StageContext) -> None:
     ceiling = _ceiling(context, pairs, scored)
     metrics = _collect(context, everything, pairs, scored, models=models, ceiling=ceiling)
     write_json(context.folder / "metrics.json", metrics.model_dump(mode="json"))
-    example = _explained_example(context, pairs, probabilities["student_distilled"])
-    (context.folder / "report.html").write_text(render_report(metrics, example), encoding="utf-8")
+    example = explained_example(context, pairs, probabilities["student_distilled"], scored=SCORED)
+    write_report(context.folder, metrics, example)
 
 
 def _all_models(
@@ -311,7 +313,13 @@ def _collect(
         committee=_committee(context, pairs, scored),
         ceiling=ceiling[0],
         no_ceiling=ceiling[1],
+        faithfulness=faithfulness_of_run(
+            inputs, config, pairs.table.filter(pa.array(pairs.rows(SCORED)))
+        ),
         latency=measure_latency(context),
+        training_terms=training_terms(inputs["student"]),
+        stages=stage_costs(inputs),
+        data_fingerprint=data_fingerprint(inputs["cohort"]),
         flow=read_flow(inputs["cohort"]),
         dataset=read_dataset(inputs["cohort"]),
         knowledge=read_json(inputs["knowledge"] / "summary.json"),
@@ -341,17 +349,3 @@ def _share_cut(narratives: Path) -> float | None:
     """The share of narratives from which the token budget cut at least one concept."""
     cut = read_table(narratives, NARRATIVES)["concepts_cut"].to_numpy()
     return number(float(np.mean(cut > 0))) if len(cut) else None
-
-
-def _explained_example(
-    context: StageContext, pairs: LabelledPairs, probabilities: Floats
-) -> Explanation | None:
-    """The held-out pair with the highest risk of a disease new to it; simulated patients only."""
-    if not is_simulated(context.inputs["events"], context.config.data.source):
-        return None
-    from ckd_ehr.learning.inference import explain_by_student
-
-    new_onset = pairs.rows(SCORED)[:, None] & ~pairs.previously_present
-    risks = np.where(new_onset, probabilities, -1.0).max(axis=1)
-    pair_id = str(pairs.ids[int(np.argmax(risks))].as_py())
-    return explain_by_student(context.inputs, pair_id, context.config)

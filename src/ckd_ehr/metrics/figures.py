@@ -1,7 +1,8 @@
 """The report's drawings, as SVG that stands inside the page and follows its light or dark colours.
 
-In: metrics.json's content. Out: SVG text without identifiers that clash, fonts or outside
-references. Ignores: the page around them.
+Here: how all of them look, and those of the data and the best possible. In: metrics.json's
+content. Out: SVG text without identifiers that clash, fonts or outside references. Ignores: the
+page around them; curves and intervals (curve_figures.py, interval_figures.py).
 """
 
 import io
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from ckd_ehr.metrics.dataset_facts import PhenotypeFacts, Rate
-from ckd_ehr.metrics.results import PRIMARY, Ceiling, Figure, ModelResult, Reference
+from ckd_ehr.metrics.results import PRIMARY, Ceiling, Figure, Reference
 
 INK = "#010203"  # replaced by the page's own text colour
 NAMES = {
@@ -25,62 +26,28 @@ NAMES = {
     "teacher": "teacher",
     "committee": "committee",
 }
-# Okabe–Ito colours (distinguishable without red–green vision), and a line style each.
+# After Okabe and Ito (distinguishable without red–green vision), each 3 : 1 or more on light and
+# on dark pages, and a line style each.
 LOOKS = {
-    "carry_forward": ("#8c8c8c", ":"),
-    "logistic_regression": ("#c98a00", "-."),
-    "student_hard": ("#3f9fd8", "--"),
-    "student_distilled": ("#009e73", "-"),
+    "carry_forward": ("#808080", ":"),
+    "logistic_regression": ("#b07a00", "-."),
+    "student_hard": ("#2b86c5", "--"),
+    "student_distilled": ("#00936b", "-"),
     "teacher": ("#d55e00", (0, (5, 1))),
-    "committee": ("#7a3b69", (0, (3, 1, 1, 1))),
+    "committee": ("#a85c98", (0, (3, 1, 1, 1))),
 }
 
 # The references that simulated patients allow: no models, so another colour than any of these.
-BEST = "#7b4fb5"
+BEST = "#8a63c4"
 TRUE_STATE, RECORD = "true risk, hidden state known", "best from the record alone"
-BAR = "#009e73"
+BAR = "#00936b"
 # How a disease's shares are drawn: colour, marker, what it is called.
 SHARES = {
-    "now": ("#8c8c8c", "o", "at the last visit"),
-    "next": ("#009e73", "D", "at the next visit"),
+    "now": ("#808080", "o", "at the last visit"),
+    "next": ("#00936b", "D", "at the next visit"),
     "new_onset": ("#d55e00", "^", "new at the next visit, of those who never had it"),
 }
 LONGEST_NAME = 46
-
-
-def calibration_figure(models: Mapping[str, ModelResult], shown: Sequence[str]) -> str:
-    """Reliability diagram of some models over all (pair, label) cells; dots grow with counts."""
-    with _style("calibration"):
-        drawing, axes = _axes("mean predicted probability", "observed share")
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
-        for name in shown:
-            colour, dashes = LOOKS[name]
-            bins = models[name].reliability
-            total = sum(b.count for b in bins) or 1
-            across = [b.mean_probability for b in bins]
-            up = [b.observed for b in bins]
-            axes.plot(across, up, color=colour, linestyle=dashes, label=NAMES[name])
-            sizes = [8 + 300 * b.count / total for b in bins]
-            axes.scatter(across, up, s=sizes, color=colour, alpha=0.55, linewidths=0)
-        drawing.legend(loc="outside upper center", ncols=3)
-        return _svg(drawing, "calibration")
-
-
-def precision_recall_figure(
-    models: Mapping[str, ModelResult], shown: Sequence[str], *, prevalence: float
-) -> str:
-    """Precision–recall curves over all (pair, label) cells, with the prevalence as floor."""
-    with _style("precision-recall"):
-        drawing, axes = _axes("recall", "precision")
-        axes.axhline(prevalence, color=INK, linewidth=0.8, alpha=0.5)
-        for name in shown:
-            colour, dashes = LOOKS[name]
-            curve = models[name].precision_recall
-            axes.plot(
-                curve.recall, curve.precision, color=colour, linestyle=dashes, label=NAMES[name]
-            )
-        drawing.legend(loc="outside upper center", ncols=3)
-        return _svg(drawing, "precision-recall")
 
 
 def ceiling_figure(ceiling: Ceiling, shown: Sequence[str], *, chance: float | None) -> str:
@@ -88,7 +55,7 @@ def ceiling_figure(ceiling: Ceiling, shown: Sequence[str], *, chance: float | No
 
     Filled: all scored pairs. Hollow: the pairs whose record was replayed, each row a little lower.
     """
-    with _style("ceiling"):
+    with style("ceiling"):
         rows = [*shown, RECORD, TRUE_STATE]
         drawing = Drawing(figsize=(8.4, 1.2 + 0.42 * len(rows)), layout="constrained")
         axes = drawing.add_subplot()
@@ -109,7 +76,7 @@ def ceiling_figure(ceiling: Ceiling, shown: Sequence[str], *, chance: float | No
         axes.set(xlabel="macro-AUPRC")
         axes.set_ylim(-0.7, len(rows) - 0.5)
         axes.tick_params(axis="y", length=0)
-        return _svg(drawing, "ceiling")
+        return to_svg(drawing, "ceiling")
 
 
 def _primaries(reference: Reference, name: str) -> dict[str, Figure]:
@@ -135,7 +102,7 @@ def _dots(
 
 def visits_figure(patients: Mapping[str, int]) -> str:
     """Bars: how many patients have so many visits, each with its number above."""
-    with _style("visits"):
+    with style("visits"):
         drawing = Drawing(figsize=(5.2, 3.0), layout="constrained")
         axes = drawing.add_subplot()
         bars = axes.bar(list(patients), list(patients.values()), color=BAR, width=0.7)
@@ -143,12 +110,12 @@ def visits_figure(patients: Mapping[str, int]) -> str:
         axes.set(xlabel="visits kept", ylabel="patients")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.margins(y=0.12)
-        return _svg(drawing, "visits")
+        return to_svg(drawing, "visits")
 
 
 def prevalence_figure(phenotypes: Mapping[str, PhenotypeFacts]) -> str:
     """Dots: each disease's share now, next, and newly at the next visit, most frequent on top."""
-    with _style("prevalence"):
+    with style("prevalence"):
         drawing = Drawing(figsize=(8.4, 1.3 + 0.27 * len(phenotypes)), layout="constrained")
         axes = drawing.add_subplot()
         places = range(len(phenotypes), 0, -1)
@@ -159,25 +126,25 @@ def prevalence_figure(phenotypes: Mapping[str, PhenotypeFacts]) -> str:
             shares = [100 * (rate.share or 0.0) for rate in rates]
             highest = max([highest, *shares])
             axes.scatter(shares, list(places), s=34, color=colour, marker=marker, label=said)
-        names = [_shortened(name) for name in phenotypes]
+        names = [shortened(name) for name in phenotypes]
         axes.set_yticks(list(places), names)
         axes.set(xlabel="% of pairs", xlim=(-0.01 * highest, 1.05 * highest + 0.1))
         axes.set_ylim(0.3, len(phenotypes) + 0.7)
         axes.tick_params(axis="y", length=0)
         drawing.legend(loc="outside upper left", ncols=3)
-        return _svg(drawing, "prevalence")
+        return to_svg(drawing, "prevalence")
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
     """A name that leaves room for the drawing.
 
-    >>> _shortened("Complications of surgical procedures or medical care")
+    >>> shortened("Complications of surgical procedures or medical care")
     'Complications of surgical procedures or medic…'
     """
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def _style(salt: str) -> AbstractContextManager[None]:
+def style(salt: str) -> AbstractContextManager[None]:
     """Transparent, in the page's ink, text as text; `salt` makes ids equal on every run."""
     return mpl.rc_context(
         {
@@ -200,14 +167,15 @@ def _style(salt: str) -> AbstractContextManager[None]:
     )
 
 
-def _axes(across: str, up: str) -> tuple[Drawing, Axes]:
+def unit_axes(across: str, up: str) -> tuple[Drawing, Axes]:
+    """A square from 0 to 1, for curves."""
     drawing = Drawing(figsize=(5.2, 4.2), layout="constrained")
     axes = drawing.add_subplot()
     axes.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     return drawing, axes
 
 
-def _svg(drawing: Drawing, name: str) -> str:
+def to_svg(drawing: Drawing, name: str) -> str:
     """The drawing as an inline element: no prolog or metadata, ids of its own, the page's ink."""
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", metadata={"Date": None})
@@ -218,3 +186,14 @@ def _svg(drawing: Drawing, name: str) -> str:
     text = re.sub(r"'DejaVu Sans'[^\";]*sans-serif", "system-ui, sans-serif", text)
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return text.replace(INK, "currentColor")
+
+
+def as_file(svg: str) -> str:
+    """An inline drawing as a file of its own: dark on white, in whatever page it is shown.
+
+    >>> as_file('<svg aria-hidden="true" viewBox="0 0 2 1"><path fill="currentColor"/></svg>')
+    '<svg xmlns="http://www.w3.org/2000/svg" style="color: #1c2430; background: #fff" \
+viewBox="0 0 2 1"><path fill="currentColor"/></svg>'
+    """
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" style="color: #1c2430; background: #fff"'
+    return svg.replace('<svg aria-hidden="true"', opening, 1)

@@ -4,6 +4,8 @@ In: the labelled pairs, and the bootstrap draws. Out: parts of metrics.json that
 Ignores: probabilities.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ckd_ehr.learning.scoring import Bools, macro
@@ -52,6 +54,11 @@ def _chance(labels: Bools, mask: Bools) -> dict[str, float | None]:
         "macro_auprc": number(float(macro(shares))),
         "micro_auprc": number(positives.sum() / total) if total else None,
     }
+
+
+def cell_prevalence(facts: Mapping[str, LabelFacts], pairs: int) -> float:
+    """The share of positive (pair, label) cells: the precision of chance."""
+    return sum(fact.positives for fact in facts.values()) / max(pairs * len(facts), 1)
 
 
 def treat_all(labels: Bools, names: tuple[str, ...]) -> Decisions:

@@ -1,13 +1,14 @@
 """metrics.json → report.html: one file that opens anywhere, prints, and needs no network.
 
-In: the metrics and, for simulated patients only, one explained prediction. Out: HTML text. Every
-figure comes from the metrics, and where patients are simulated, every caption says so. Ignores:
-files, models, and any identifier of a patient.
+In: the metrics and, for simulated patients only, one explained prediction. Out: HTML and Markdown
+text, and the drawings as files. Every figure comes from the metrics, and where patients are
+simulated, every caption says so. Ignores: models, and any identifier of a patient.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -16,14 +17,10 @@ from markupsafe import Markup
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.records import ConceptEvidence, Explanation, LabelExplanation, Narrative
 from ckd_ehr.metrics.dataset_page import data_page
-from ckd_ehr.metrics.figures import (
-    NAMES,
-    RECORD,
-    TRUE_STATE,
-    calibration_figure,
-    ceiling_figure,
-    precision_recall_figure,
-)
+from ckd_ehr.metrics.drawings import ERASED, Drawn, drawings
+from ckd_ehr.metrics.figures import NAMES, RECORD, TRUE_STATE, as_file, ceiling_figure
+from ckd_ehr.metrics.flags import STUDENT, flags_of
+from ckd_ehr.metrics.label_facts import cell_prevalence
 from ckd_ehr.metrics.results import (
     FEWEST_PATIENTS,
     MODELS,
@@ -36,10 +33,9 @@ from ckd_ehr.metrics.results import (
 )
 from ckd_ehr.metrics.shown import leader_said, show, show_interval, show_share, verdict
 
-CALIBRATED = ("teacher", "committee", "student_hard", "student_distilled")
 EXPLAINED_LABELS = 3
 EXPLAINED_CONCEPTS = 6
-STUDENT = "student_distilled"
+FIGURES = "figures"
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,27 @@ class ExplainedLabel:
     reading_share: float
 
 
-def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
-    """The report as HTML text.
+def write_report(folder: Path, metrics: Metrics, example: Explanation | None) -> None:
+    """Write report.html, report.md, and each drawing as a file in figures/."""
+    drawn = drawings(metrics)
+    (folder / "report.html").write_text(render_report(metrics, example, drawn), encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(metrics, drawn), encoding="utf-8")
+    (folder / FIGURES).mkdir(exist_ok=True)
+    page = data_page(metrics)
+    svgs = {name: one.svg for name, one in drawn.items()}
+    svgs |= {"visits": page.visits, "prevalence": page.prevalence}
+    if metrics.ceiling is not None:
+        svgs["ceiling"] = Markup(draw_ceiling(metrics.ceiling))
+    for name, svg in svgs.items():
+        (folder / FIGURES / f"{name}.svg").write_text(as_file(str(svg)), encoding="utf-8")
+
+
+def render_report(
+    metrics: Metrics,
+    example: Explanation | None = None,
+    drawn: Mapping[str, Drawn] | None = None,
+) -> str:
+    """The report as HTML text, with these drawings or, by default, those of the metrics.
 
     Raises:
         CkdEhrError: an example of patients that are not simulated is refused.
@@ -82,38 +97,55 @@ def render_report(metrics: Metrics, example: Explanation | None = None) -> str:
             f"report of '{metrics.data_set}': a patient's text is shown of simulated data only; "
             "look at one pair with: ckd-ehr explain RUN --pair ID"
         )
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        loader=FunctionLoader(_template),
-    )
-    environment.filters.update(
-        show=show, interval=show_interval, verdict=verdict, share=show_share, leader=leader_said
-    )
-    return environment.get_template("report_template.html").render(
-        metrics=metrics,
-        models=[name for name in MODELS if name in metrics.models],
-        names=NAMES,
-        fewest_patients=FEWEST_PATIENTS,
-        best=best_model(metrics),
-        distillation=distillation_sentence(metrics.differences),
+    return _rendered(
+        "report_template.html",
+        metrics,
+        drawn=drawn or drawings(metrics),
         labels=sorted(metrics.labels, key=lambda name: -(metrics.labels[name].prevalence or 0)),
-        calibration=Markup(calibration_figure(metrics.models, CALIBRATED)),
-        precision_recall=Markup(
-            precision_recall_figure(metrics.models, MODELS, prevalence=cell_prevalence(metrics))
+        prevalence=cell_prevalence(
+            metrics.labels, metrics.counts[metrics.scored_split].labelled_pairs
         ),
-        prevalence=cell_prevalence(metrics),
-        chance=mean_prevalence(metrics),
         page=data_page(metrics),
         of_simulated=" (simulated patients)" if metrics.simulated else "",
         simulated="Simulated patients. " if metrics.simulated else "",
         ceiling=Markup(draw_ceiling(metrics.ceiling)),
         record_name=RECORD,
         ceilings=ceiling_tables(metrics.ceiling),
-        speedup=speedup(metrics),
         example=explain_labels(example) if example else [],
+        erased=ERASED,
         config=yaml.safe_dump(metrics.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def render_markdown(metrics: Metrics, drawn: Mapping[str, Drawn] | None = None) -> str:
+    """The report's main tables as Markdown, with links to the drawings' files."""
+    drawn = drawn or drawings(metrics)
+    return _rendered("report_template.md", metrics, drawn=drawn, folder=FIGURES)
+
+
+def _rendered(template: str, metrics: Metrics, **more: object) -> str:
+    """A template filled with the metrics and what both kinds of report say of them."""
+    environment = Environment(
+        autoescape=template.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_template),
+    )
+    environment.filters.update(
+        show=show, interval=show_interval, verdict=verdict, share=show_share, leader=leader_said
+    )
+    return environment.get_template(template).render(
+        metrics=metrics,
+        models=[name for name in MODELS if name in metrics.models],
+        names=NAMES,
+        fewest_patients=FEWEST_PATIENTS,
+        best=best_model(metrics),
+        distillation=distillation_sentence(metrics.differences),
+        flags=flags_of(metrics),
+        chance=mean_prevalence(metrics),
+        speedup=speedup(metrics),
+        **more,
     )
 
 
@@ -141,12 +173,6 @@ def ceiling_tables(ceiling: Ceiling | None) -> list[CeilingTable]:
 def _template(name: str) -> str:
     """A template of this package."""
     return resources.files(__package__ or "").joinpath(name).read_text(encoding="utf-8")
-
-
-def cell_prevalence(metrics: Metrics) -> float:
-    """The share of positive (pair, label) cells: the precision of chance."""
-    cells = metrics.counts[metrics.scored_split].labelled_pairs * len(metrics.labels)
-    return sum(fact.positives for fact in metrics.labels.values()) / max(cells, 1)
 
 
 def mean_prevalence(metrics: Metrics) -> float | None:

@@ -13,7 +13,7 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.metrics.calibration import Bin, BrierParts, Recalibration
 from ckd_ehr.metrics.dataset_facts import Dataset, Record
 
-SCHEMA_VERSION = 2  # raised with every change of what the fields are or mean
+SCHEMA_VERSION = 3  # raised with every change of what the fields are or mean
 PRIMARY = "macro_auprc"
 # A bootstrap over fewer clusters knows too few samples: its intervals would be far too narrow.
 FEWEST_PATIENTS = 20
@@ -61,6 +61,13 @@ class Curve(Record):
     precision: list[float]
 
 
+class RocCurve(Record):
+    """A receiver operating characteristic, thinned for drawing."""
+
+    false_positive_rate: list[float]
+    sensitivity: list[float]
+
+
 class ModelResult(Record):
     """Everything measured of one model on the scored split."""
 
@@ -72,7 +79,8 @@ class ModelResult(Record):
     recalibration: Recalibration
     net_benefit: list[Figure]  # mean over the scored labels, at the thresholds of `decisions`
     reliability: list[Bin]
-    precision_recall: Curve
+    precision_recall: Curve  # of all cells in one list, as is `roc`
+    roc: RocCurve
     note: str
 
 
@@ -198,6 +206,49 @@ class Ceiling(Record):
     true_state_there: Distance | None
 
 
+class ErasedOrder(Record):
+    """How far the highest risk falls, in probability, at each of the fractions.
+
+    Comprehensiveness: without the concepts that come first; sufficiency: with these alone.
+    """
+
+    comprehensiveness: list[Figure]
+    sufficiency: list[Figure]
+
+
+class Faithfulness(Record):
+    """Whether erasing what an explanation names first takes the risk away.
+
+    `orders`: by the evidence, by chance, and by the fall when each concept alone is erased
+    (occlusion), the reference. `gain`: evidence over chance, mean of the fractions, above zero is
+    better. `passed`: whether both intervals lie above `gate`; null without intervals.
+    """
+
+    pairs: int  # one a patient
+    fractions: list[float]
+    reading_share: float  # of the evidence, what rests on no concept
+    orders: dict[str, ErasedOrder]
+    gain: dict[str, Figure]
+    gate: float
+    passed: bool | None
+
+
+class TermPoint(Record):
+    """A term of the distilled student's loss at a step; its pull is weight · gradient."""
+
+    step: int
+    value: float
+    weight: float
+    gradient: float
+
+
+class StageCost(Record):
+    """What a stage took."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+
 class SplitCounts(Record):
     """Size of a split."""
 
@@ -232,7 +283,11 @@ class Metrics(Record):
     committee: CommitteeResult
     ceiling: Ceiling | None
     no_ceiling: str | None  # why simulated data have none
+    faithfulness: dict[str, Faithfulness]  # by student
     latency: dict[str, dict[str, float]]
+    training_terms: dict[str, list[TermPoint]]  # of the distilled student
+    stages: dict[str, StageCost]
+    data_fingerprint: str | None  # of everything the stage cohort wrote
     flow: dict[str, int]
     dataset: Dataset
     knowledge: dict[str, object]

@@ -1,7 +1,7 @@
 """Docs that cannot lie: everything in docs/ and README.md that is derived from the code.
 
 In: the settings, the stage table, the commands, the modules' first lines, benchmark files. Out:
-docs/config.md, docs/cli.md, docs/visits.schema.json, the marked parts of README.md and
+docs/config.md, docs/cli.md, the JSON Schemas, the marked parts of README.md and
 docs/architecture.md, and with `--results` docs/results.md and the measured parts of
 docs/simulator.md. `tests/test_docs.py` fails while anything is out of date. Ignores: prose.
 """
@@ -24,6 +24,7 @@ from ckd_ehr.cli import commands
 from ckd_ehr.contracts.config import RunConfig, Section
 from ckd_ehr.contracts.inputs import PatientInput
 from ckd_ehr.contracts.phenotype import PHENOTYPES_25
+from ckd_ehr.metrics.results import Metrics
 from ckd_ehr.pipeline import STAGES
 from distillation_page import distillation_part
 from scores_page import scores_part
@@ -33,6 +34,8 @@ ROOT = Path(__file__).parent.parent
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
 LONG_DEFAULT = 100
 HELP_WIDTH = 96
+# What the project has to measure; a benchmark without a file is said to be lacking.
+BENCHMARKS = ("simulate", "ingest", "narratives", "label", "train", "bootstrap", "latency")
 
 
 def generated() -> dict[Path, str]:
@@ -44,7 +47,8 @@ def generated() -> dict[Path, str]:
         ),
         ROOT / "docs/config.md": config_page(),
         ROOT / "docs/cli.md": cli_page(),
-        ROOT / "docs/visits.schema.json": schema(),
+        ROOT / "docs/visits.schema.json": schema(PatientInput, "One line of visits.jsonl"),
+        ROOT / "docs/metrics.schema.json": schema(Metrics, "metrics.json of an evaluation"),
     }
 
 
@@ -221,12 +225,12 @@ def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
-def schema() -> str:
-    """The JSON Schema of one line of visits.jsonl."""
+def schema(model: type[BaseModel], title: str) -> str:
+    """The JSON Schema of what a model reads or writes."""
     described = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "One line of visits.jsonl",
-        **{k: v for k, v in PatientInput.model_json_schema().items() if k != "title"},
+        "title": title,
+        **{k: v for k, v in model.model_json_schema().items() if k != "title"},
     }
     return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
 
@@ -259,8 +263,12 @@ def results_page(folder: Path, scores: Path) -> str:
         lines += scores_part(json.loads(path.read_text(encoding="utf-8")))
     studied = sorted((scores / "distillation").glob("*.json"))
     lines += distillation_part([json.loads(path.read_text("utf-8")) for path in studied])
-    for path in sorted(folder.glob("*.json")):
-        lines += _result(json.loads(path.read_text(encoding="utf-8")))
+    for name in sorted({*BENCHMARKS, *(path.stem for path in folder.glob("*.json"))}):
+        path = folder / f"{name}.json"
+        if path.exists():
+            lines += _result(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            lines += [f"## {name}", "", "Not run yet.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

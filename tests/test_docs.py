@@ -130,6 +130,8 @@ def test_results_are_written_from_the_benchmarks_files(tmp_path: Path) -> None:
     assert "| seconds | 1.25 |" in page
     assert "| rows | 4,200,000 |" in page
     assert "Seed 3, commit 0123456789ab, A processor, 2 cores" in page
+    lacking = re.findall(r"## (\w+)\n\nNot run yet\.", page)
+    assert lacking == ["bootstrap", "label", "latency", "narratives", "simulate", "train"]
 
 
 def test_scores_of_soft_labels_stand_in_the_results(tmp_path: Path) -> None:

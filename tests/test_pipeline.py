@@ -58,7 +58,11 @@ def tiny_settings(root: Path) -> dict[str, object]:
             "concept_vocabulary": {"enabled": True, "min_patients": 2},
             **common,
         },
-        "evaluation": {"bootstrap_draws": 50, "latency_pairs": 3},
+        "evaluation": {
+            "bootstrap_draws": 50,
+            "latency_pairs": 3,
+            "faithfulness": {"pairs": 3},
+        },
     }
 
 

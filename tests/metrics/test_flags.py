@@ -92,8 +92,8 @@ def test_a_subgroup_that_is_served_worse_is_flagged(tmp_path: Path, planted: boo
     let_the_student_say(context, risks)
     flags, top = evaluated(context)
     gaps = [flag.said for flag in flags if flag.kind == "Subgroup gap"]
-    assert [gap.split(":")[0] for gap in gaps] == (["sex M"] if planted else [])
-    assert ("<b>Subgroup gap.</b> sex M: student, distilled ranks these 80 pairs" in top) == planted
+    assert [gap.split(":")[0] for gap in gaps] == (["Sex M"] if planted else [])
+    assert ("<b>Subgroup gap.</b> Sex M: student, distilled ranks these 80 pairs" in top) == planted
 
 
 @pytest.mark.parametrize("faithful", [True, False])

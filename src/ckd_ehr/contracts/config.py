@@ -153,7 +153,7 @@ class KnowledgeConfig(Section):
 class FaithfulnessConfig(Section):
     """Whether the students' explanations hold: concepts are erased (stage `evaluation`)."""
 
-    pairs: int = Field(40, ge=0, description="Held-out pairs, one a patient; 0 for none.")
+    pairs: int = Field(30, ge=0, description="Held-out pairs, one a patient; 0 for none.")
     random_orders: int = Field(3, ge=1, description="Orders by chance, averaged.")
     gate: float = Field(
         0.0,

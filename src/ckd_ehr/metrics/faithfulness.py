@@ -77,14 +77,21 @@ def measure_faithfulness(
         falls.append(fall)
         size = np.abs(evidence[label])
         shares.append(float(size[0] / max(size.sum(), 1e-12)))
+    by_order = np.stack(falls, axis=1)  # (orders, pairs, 2, fractions)
     draws = draws if len(chosen) >= FEWEST_PATIENTS else 0
     weights = patient_draws(np.arange(len(chosen)), draws=draws, seed=seed)
-    by_order = np.stack(falls, axis=1)  # (orders, pairs, 2, fractions)
+    return _summary(by_order, weights, reading_share=float(np.mean(shares)), gate=gate)
+
+
+def _summary(
+    by_order: Floats, weights: Weights, *, reading_share: float, gate: float
+) -> Faithfulness:
+    """Means with intervals of falls (orders, pairs, 2, fractions)."""
     gain = _gains(by_order, weights)
     return Faithfulness(
-        pairs=len(chosen),
+        pairs=by_order.shape[1],
         fractions=list(FRACTIONS),
-        reading_share=round(float(np.mean(shares)), 6),
+        reading_share=round(reading_share, 6),
         orders={
             name: ErasedOrder(
                 comprehensiveness=_figures(values[:, 0], weights),

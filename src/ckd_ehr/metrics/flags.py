@@ -63,10 +63,11 @@ def _gaps(metrics: Metrics) -> Iterator[Flag]:
             if gap.value is not None and gap.high is not None and gap.high < 0:
                 if gap.value > -LARGEST_GAP:
                     continue
+                size = f"macro-AUROC {gap.value:+.3f} {show_interval(gap)}"
                 yield Flag(
                     "Subgroup gap",
-                    f"{kind} {name}: {NAMES[STUDENT]} ranks these {group.pairs:,} pairs worse than "
-                    f"all others, macro-AUROC {gap.value:+.3f} {show_interval(gap)}.",
+                    f"{kind.capitalize()} {name}: {NAMES[STUDENT]} ranks these {group.pairs:,} "
+                    f"pairs worse than all others, {size}.",
                 )
 
 

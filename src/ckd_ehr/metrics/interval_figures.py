@@ -22,7 +22,7 @@ ORDER_LOOKS = {
 def models_figure(models: Mapping[str, ModelResult], *, chance: float | None) -> str:
     """Macro-AUPRC of every model with its interval; dotted: chance."""
     with style("models"):
-        drawing = Drawing(figsize=(6.4, 1.0 + 0.38 * len(models)), layout="constrained")
+        drawing = Drawing(figsize=(5.6, 1.0 + 0.36 * len(models)), layout="constrained")
         axes = drawing.add_subplot()
         if chance is not None:
             axes.axvline(chance, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
@@ -68,7 +68,7 @@ def diseases_figure(
                 interval(right, result.auprc, place, **looks)
         left.set_yticks(list(rows.values()), [shortened(name) for name in rows])
         left.set(xlabel="AUROC (dotted: chance)", ylim=(-0.7, len(rows) - 0.3))
-        right.set(xlabel="AUPRC (tick: prevalence, which is chance)")
+        right.set(xlabel="AUPRC (tick: prevalence)")
         for axes in (left, right):
             axes.tick_params(axis="y", length=0)
             axes.hlines(list(rows.values()), *axes.get_xlim(), color=INK, linewidth=0.4, alpha=0.15)

@@ -31,7 +31,7 @@ from ckd_ehr.metrics.results import (
     Metrics,
     Reference,
 )
-from ckd_ehr.metrics.shown import leader_said, show, show_interval, show_share, verdict
+from ckd_ehr.metrics.shown import leader_said, show, show_interval, verdict
 
 EXPLAINED_LABELS = 3
 EXPLAINED_CONCEPTS = 6
@@ -133,7 +133,7 @@ def _rendered(template: str, metrics: Metrics, **more: object) -> str:
         loader=FunctionLoader(_template),
     )
     environment.filters.update(
-        show=show, interval=show_interval, verdict=verdict, share=show_share, leader=leader_said
+        show=show, interval=show_interval, verdict=verdict, leader=leader_said
     )
     return environment.get_template(template).render(
         metrics=metrics,

@@ -18,6 +18,7 @@ import click
 
 from ckd_ehr.cli_explain import explain, print_explanation
 from ckd_ehr.cli_knowledge import knowledge
+from ckd_ehr.cli_release import bundle
 from ckd_ehr.cli_scores import compare, export_predictions
 from ckd_ehr.cli_signals import signals
 from ckd_ehr.contracts.config import RunConfig, load_config
@@ -280,6 +281,7 @@ def audit(run: Path) -> None:
         click.get_current_context().exit(1)
 
 
+commands.add_command(bundle)
 commands.add_command(compare)
 commands.add_command(explain)
 commands.add_command(export_predictions)

@@ -7,14 +7,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ckd_ehr.contracts.files import respect_umask
 from ckd_ehr.contracts.inputs import read_histories
-from ckd_ehr.contracts.records import DRUG_NAME, Code, Visit
+from ckd_ehr.contracts.records import Visit
 from ckd_ehr.contracts.runs import RunDirectory
 
 BATCH_PATIENTS = 256
@@ -26,6 +25,8 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
 
     The whole file is checked before the model is loaded.
     """
+    from ckd_ehr.data.sources.drug_names import fold_drugs
+
     histories = [fold_drugs(history) for history in read_histories(visits)]
     if unknown := count_unknown_codes(histories):
         click.echo(
@@ -55,19 +56,6 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
                 "about": about,
             }
             yield json.dumps(line, ensure_ascii=False, allow_nan=False)
-
-
-def fold_drugs(history: Sequence[Visit]) -> tuple[Visit, ...]:
-    """One name a drug and visit, folded as the sources fold theirs; other fields as they are."""
-    from ckd_ehr.data.sources.drug_names import drug_name
-
-    def folded(drug: Code) -> Code:
-        return replace(drug, code=drug_name(drug.code)) if drug.system == DRUG_NAME else drug
-
-    return tuple(
-        replace(visit, medications=tuple(dict.fromkeys(map(folded, visit.medications))))
-        for visit in history
-    )
 
 
 def count_unknown_codes(histories: Iterable[Sequence[Visit]]) -> int:

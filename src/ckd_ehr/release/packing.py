@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from ckd_ehr.contracts.files import write_bytes
+from ckd_ehr.release.manifest import Precision
 
 WEIGHTS = "weights.bin"
 LARGE_BYTES = 1 << 14
@@ -42,7 +43,7 @@ class _WeightsFile:
         return self._places[key]
 
 
-def write_graphs(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> None:
+def write_graphs(graphs: Mapping[Precision, onnx.ModelProto], folder: Path) -> None:
     """Write NAME.onnx of each graph, and the file of their weights."""
     weights = _WeightsFile()
     for name, graph in graphs.items():

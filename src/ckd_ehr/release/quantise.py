@@ -29,8 +29,8 @@ SMALLEST = 1e-5
 Floats32 = NDArray[np.float32]
 
 
-def quantise(model: onnx.ModelProto, texts: Sequence[Encoded]) -> tuple[onnx.ModelProto, int]:
-    """The int8 graph, and how many of its products are of int8.
+def quantise(model: onnx.ModelProto, texts: Sequence[Encoded]) -> onnx.ModelProto:
+    """The int8 graph.
 
     A matrix that narrows its input stays in fp32: that of the second feed-forward layer, since what
     comes out of a GELU spans too wide for 256 steps, and the head's.
@@ -65,7 +65,7 @@ def quantise(model: onnx.ModelProto, texts: Sequence[Encoded]) -> tuple[onnx.Mod
             f"ONNX Runtime runs {found} of {len(chosen)} products in int8; publish fp32 alone "
             "(--precision fp32), or take the version of onnxruntime in constraints.txt"
         )
-    return quantised, len(chosen)
+    return quantised
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types

@@ -64,14 +64,15 @@ class Session:
                 "take the bundle again from where it was published, or a newer onnxruntime"
             ) from None
         self._pad_token = pad_token
-        self._most_tokens = most_tokens
+        self.most_tokens = most_tokens
 
-    def run(self, texts: Sequence[Encoded]) -> list[Output]:
-        """What the graph says of each text, in their order."""
+    def run(self, texts: Sequence[Encoded], *, padded_to: int = 0) -> list[Output]:
+        """What the graph says of each text, in their order; `padded_to` at least so many tokens."""
         outputs: dict[int, Output] = {}
-        for rows in batches([self._bucket(text) for text in texts]):
+        lengths = [max(self._bucket(text), padded_to) for text in texts]
+        for rows in batches(lengths):
             some = [texts[row] for row in rows]
-            feed = feed_of(some, tokens=self._bucket(some[0]), pad_token=self._pad_token)
+            feed = feed_of(some, tokens=lengths[rows[0]], pad_token=self._pad_token)
             probabilities, evidence = self._session.run(list(OUTPUTS), feed)
             for place, row in enumerate(rows):
                 states = 1 + len(texts[row].concept_ids)
@@ -84,7 +85,7 @@ class Session:
     def _bucket(self, text: Encoded) -> int:
         # A text has as many places for concepts as it has tokens.
         length = max(len(text.input_ids), len(text.concept_ids))
-        return max(length, min(-(-length // BUCKET) * BUCKET, self._most_tokens))
+        return max(length, min(-(-length // BUCKET) * BUCKET, self.most_tokens))
 
 
 def batches(lengths: Sequence[int], most: int = BATCH_TOKENS) -> list[list[int]]:

@@ -64,9 +64,10 @@ def test_every_module_says_what_it_is(path: Path) -> None:
     assert docstring.splitlines()[0].endswith((".", "?"))
 
 
-def test_the_command_line_loads_no_heavy_package() -> None:
+def test_command_line_and_serving_load_no_heavy_package() -> None:
     code = (
         "import sys, ckd_ehr.cli, ckd_ehr.doctor, ckd_ehr.display, ckd_ehr.predictions;"
+        "import ckd_ehr.serving.engine, ckd_ehr.serving.scoring_files;"
         f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

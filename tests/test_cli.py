@@ -182,6 +182,7 @@ def test_a_config_error_leaves_an_earlier_run_alone(
         (OSError(errno.EROFS, "Read-only file system", "/disk/x"), 2, "cannot be written to"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
         (ModuleNotFoundError("no torch", name="torch"), 2, "pip install 'ckd-ehr[train]'"),
+        (ModuleNotFoundError("no ort", name="onnxruntime"), 2, "pip install 'ckd-ehr[serve]'"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],
 )

@@ -1,6 +1,7 @@
-"""The commands on bundles: make one, check one.
+"""The commands that use what was trained: predict, make a bundle, check one.
 
-In: finished runs, bundles. Out: text in the terminal, a folder. Ignores: how anything is exported.
+In: finished runs, bundles, visits. Out: risks, folders, text in the terminal. Ignores: how anything
+is computed.
 """
 
 from collections.abc import Sequence
@@ -87,6 +88,48 @@ def verify(folder: Path) -> None:
 
     predictor = Predictor(folder, say=lambda note: click.echo(f"note: {note}", err=True))
     click.echo(f"{folder}: every file as published, golden set reproduced by {predictor.precision}")
+
+
+@click.command(short_help="Predict for new patients.")
+@click.argument("source", type=click.Path(path_type=Path), metavar="RUN_OR_BUNDLE")
+@click.option("--visits", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="visits.jsonl, one patient a line, or .parquet, one visit a row.")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Where to write, .parquet for many.  [default: standard output]")  # fmt: skip
+def predict(source: Path, visits: Path, out: Path | None) -> None:
+    """Predict the diseases of each patient's next visit, by a run's student or a bundle.
+
+    Past visits stand oldest first (docs/visits.schema.json); in Parquet each row is a visit with
+    the patient's subject_id, and a patient's rows stand together. The output has the calibrated
+    probability of every disease, given that there is a next visit. A bundle says besides which
+    share of a history's codes was not in training, and tells no risk where none should be told.
+    The file is checked as a whole before anything is predicted.
+
+    A bundle writes Parquet in parts: memory stays small, and after an interruption the same command
+    goes on where it was.
+
+    \b
+    Example:
+      ckd-ehr predict runs/demo --visits docs/examples/visits.jsonl --out risks.jsonl
+      ckd-ehr predict bundle --visits big.parquet --out risks.parquet
+    """
+    from ckd_ehr.contracts.errors import CkdEhrError
+    from ckd_ehr.contracts.visit_files import PARQUET
+    from ckd_ehr.predictions import bundle_lines, predict_lines, write_lines, write_risks
+    from ckd_ehr.release.manifest import is_bundle
+
+    of_bundle = is_bundle(source)
+    if out is not None and out.suffix == PARQUET and of_bundle:
+        write_risks(source, visits, out)
+    elif PARQUET in {visits.suffix, out.suffix if out else ""}:
+        raise CkdEhrError(
+            "Parquet is read and written by a bundle, into --out FILE.parquet; make one with: "
+            f"ckd-ehr bundle build RUN --out BUNDLE (given: {source})"
+        )
+    elif of_bundle:
+        write_lines(bundle_lines(source, visits), out)
+    else:
+        write_lines(predict_lines(finished_run(source, "student"), visits), out)
 
 
 def _answer(

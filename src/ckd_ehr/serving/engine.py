@@ -86,7 +86,7 @@ class Predictor:
         self.facts: BundleFacts = read_facts(folder)
         self.labels = self.facts.labels
         self.thresholds = np.array(self.facts.thresholds)
-        self._folder, self._threads = folder, threads
+        self.folder, self._threads = folder, threads
         self._tokenizer = read_tokenizer(folder / TOKENIZER)
         self._known = read_known_codes(folder)
         self._narrator = _narrator(folder, self.facts, counter_of(self._tokenizer))
@@ -136,16 +136,16 @@ class Predictor:
 
     def _open(self, precision: Precision) -> Session:
         if precision not in self.facts.graphs:
-            raise CkdEhrError(f"{self._folder}: has no {precision}; take another precision")
+            raise CkdEhrError(f"{self.folder}: has no {precision}; take another precision")
         return Session(
-            self._folder / f"{precision}.onnx",
+            self.folder / f"{precision}.onnx",
             pad_token=self.facts.pad_token,
             most_tokens=self.facts.max_tokens,
             threads=self._threads,
         )
 
     def _golden_problem(self) -> str | None:
-        golden = read_golden(self._folder)
+        golden = read_golden(self.folder)
         found = np.array([one.probabilities for one in self.predict(golden.histories)])
         expected = golden.probabilities.get(self.precision)
         if expected is None:  # while a bundle is being made

@@ -20,12 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python && $(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,dev]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,release,serve,dev]'
 	@touch $@
 
 $(TESTS): $(STAMP)
 	@echo "installing what the tests need besides (Spark, PostgreSQL's driver, MEDS samples)"
-	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,postgres,spark,tests,dev]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[train,release,serve,postgres,spark,tests,dev]'
 	@touch $@
 
 demo: setup  ## the whole path on simulated patients; ARGS="student.epochs=2" changes settings

@@ -22,10 +22,10 @@ from ckd_ehr.contracts.files import write_json
 from ckd_ehr.contracts.inputs import read_histories
 from ckd_ehr.contracts.records import Code, Visit
 from ckd_ehr.contracts.runs import RunDirectory, StageContext
+from ckd_ehr.data.sources.drug_names import fold_drugs
 from ckd_ehr.doctor import Finding, Speed
 from ckd_ehr.learning import inference, weights
 from ckd_ehr.pipeline import STAGES
-from ckd_ehr.predictions import fold_drugs
 from small_hospital import FREQUENT
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "visits.jsonl"
@@ -182,6 +182,7 @@ def test_a_config_error_leaves_an_earlier_run_alone(
         (OSError(errno.EROFS, "Read-only file system", "/disk/x"), 2, "cannot be written to"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
         (ModuleNotFoundError("no torch", name="torch"), 2, "pip install 'ckd-ehr[train]'"),
+        (ModuleNotFoundError("no ort", name="onnxruntime"), 2, "pip install 'ckd-ehr[serve]'"),
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes"),
     ],
 )

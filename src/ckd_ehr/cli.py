@@ -18,6 +18,7 @@ import click
 
 from ckd_ehr.cli_explain import explain, print_explanation
 from ckd_ehr.cli_knowledge import knowledge
+from ckd_ehr.cli_release import bundle, predict
 from ckd_ehr.cli_scores import compare, export_predictions
 from ckd_ehr.cli_signals import signals
 from ckd_ehr.contracts.config import RunConfig, load_config
@@ -142,29 +143,6 @@ def report(run: Path, open_it: bool) -> None:
         click.launch(str(_report_file(directory).absolute()))
 
 
-@commands.command(short_help="Predict for new patients, in JSON lines.")
-@RUN
-@click.option("--visits", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="visits.jsonl: one patient a line.")  # fmt: skip
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Where to write.  [default: standard output]")  # fmt: skip
-def predict(run: Path, visits: Path, out: Path | None) -> None:
-    """Predict the diseases of each patient's next visit: JSON lines in, JSON lines out.
-
-    Each input line has a patient's past visits, oldest first (docs/visits.schema.json). Each
-    output line has the calibrated probability of every disease, given that there is a next visit.
-    The file is checked as a whole before anything is predicted.
-
-    \b
-    Example:
-      ckd-ehr predict runs/demo --visits docs/examples/visits.jsonl --out risks.jsonl
-    """
-    from ckd_ehr.predictions import predict_lines, write_lines
-
-    directory = finished_run(run, "student")
-    write_lines(predict_lines(directory, visits), out)
-
-
 @commands.command(short_help="Write a run's pairs as instruction files.")
 @RUN
 @click.option("--out", type=NEW_FOLDER, required=True, help="A new or empty folder.")
@@ -280,10 +258,12 @@ def audit(run: Path) -> None:
         click.get_current_context().exit(1)
 
 
+commands.add_command(bundle)
 commands.add_command(compare)
 commands.add_command(explain)
 commands.add_command(export_predictions)
 commands.add_command(knowledge)
+commands.add_command(predict)
 commands.add_command(signals)
 
 

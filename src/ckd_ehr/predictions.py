@@ -1,4 +1,4 @@
-"""A trained student at work: `visits.jsonl` in, risks as JSON lines out.
+"""A trained student or a bundle at work: files of visits in, files of risks out.
 
 Ignores: how the student computes.
 """
@@ -7,14 +7,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ckd_ehr.contracts.files import respect_umask
 from ckd_ehr.contracts.inputs import read_histories
-from ckd_ehr.contracts.records import DRUG_NAME, Code, Visit
+from ckd_ehr.contracts.records import Visit
 from ckd_ehr.contracts.runs import RunDirectory
 
 BATCH_PATIENTS = 256
@@ -26,6 +25,8 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
 
     The whole file is checked before the model is loaded.
     """
+    from ckd_ehr.data.sources.drug_names import fold_drugs
+
     histories = [fold_drugs(history) for history in read_histories(visits)]
     if unknown := count_unknown_codes(histories):
         click.echo(
@@ -44,30 +45,52 @@ def predict_lines(directory: RunDirectory, visits: Path) -> Iterator[str]:
     for start in range(0, len(histories), BATCH_PATIENTS):
         batch = histories[start : start + BATCH_PATIENTS]
         for history, row in zip(batch, predictor.predict(batch), strict=True):
-            risks = {
-                name: round(float(p), 6) for name, p in zip(predictor.labels, row, strict=True)
-            }
-            last = history[-1]
-            line = {
-                "subject_id": last.subject_id,
-                "prediction_time": last.discharge_time.isoformat(),
-                "probabilities": risks,
-                "about": about,
-            }
-            yield json.dumps(line, ensure_ascii=False, allow_nan=False)
+            risks = _named(predictor.labels, row)
+            yield _line(history[-1], {"probabilities": risks, "about": about})
 
 
-def fold_drugs(history: Sequence[Visit]) -> tuple[Visit, ...]:
-    """One name a drug and visit, folded as the sources fold theirs; other fields as they are."""
-    from ckd_ehr.data.sources.drug_names import drug_name
+def bundle_lines(bundle: Path, visits: Path) -> Iterator[str]:
+    """As `predict_lines`, by a bundle, with a reason where it gives no probabilities."""
+    histories = read_histories(visits)
+    from ckd_ehr.serving.engine import Predictor
 
-    def folded(drug: Code) -> Code:
-        return replace(drug, code=drug_name(drug.code)) if drug.system == DRUG_NAME else drug
+    predictor = Predictor(bundle, say=note)
+    facts = predictor.facts
+    about = {
+        "model": facts.model,
+        "run": facts.name,
+        "precision": predictor.precision,
+        "calibrated_on": facts.calibrated_on,
+        "condition": CONDITION,
+    }
+    for start in range(0, len(histories), BATCH_PATIENTS):
+        batch = histories[start : start + BATCH_PATIENTS]
+        for history, found in zip(batch, predictor.predict(batch), strict=True):
+            risks = None if found.abstention else _named(facts.labels, found.probabilities)
+            likeness = {"unknown_share": found.unknown_share, "abstention": found.abstention}
+            yield _line(history[-1], {"probabilities": risks, **likeness, "about": about})
 
-    return tuple(
-        replace(visit, medications=tuple(dict.fromkeys(map(folded, visit.medications))))
-        for visit in history
-    )
+
+def write_risks(bundle: Path, visits: Path, out: Path) -> None:
+    """The risks of a file of many patients, by a bundle, as Parquet."""
+    from ckd_ehr.serving.engine import Predictor
+    from ckd_ehr.serving.scoring_files import score_file
+
+    score_file(Predictor(bundle, say=note), visits, out, say=note)
+
+
+def note(text: str) -> None:
+    """Say something on stderr."""
+    click.echo(text, err=True)
+
+
+def _named(labels: Sequence[str], probabilities: Iterable[float]) -> dict[str, float]:
+    return {name: round(float(p), 6) for name, p in zip(labels, probabilities, strict=True)}
+
+
+def _line(last: Visit, found: Mapping[str, object]) -> str:
+    key = {"subject_id": last.subject_id, "prediction_time": last.discharge_time.isoformat()}
+    return json.dumps({**key, **found}, ensure_ascii=False, allow_nan=False)
 
 
 def count_unknown_codes(histories: Iterable[Sequence[Visit]]) -> int:

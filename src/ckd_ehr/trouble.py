@@ -11,10 +11,15 @@ from ckd_ehr.contracts.errors import CkdEhrError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXT = "No space left on device"
-TRAINING = frozenset(
-    {"accelerate", "gguf", "peft", "safetensors", "sentencepiece", "tokenizers", "torch",
-     "transformers"}
+TRAINING = (
+    "accelerate", "gguf", "peft", "safetensors", "sentencepiece", "tokenizers", "torch",
+    "transformers",
 )  # fmt: skip
+EXTRA_OF = dict.fromkeys(TRAINING, "train") | {
+    "onnx": "release",
+    "onnxscript": "release",
+    "onnxruntime": "serve",
+}
 ELSEWHERE = "give another place: --out for results, CKD_EHR_CACHE for weights, data.root for tables"
 PLACES: dict[int | None, str] = {
     errno.EACCES: f"change its permissions, or {ELSEWHERE}",
@@ -69,8 +74,9 @@ def message_of(error: BaseException) -> str | None:
         )
     if type(error).__name__ == "SafetensorError":
         return f"a weights file is damaged ({error}); delete its stage's folder and run again"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAINING:
-        return f"{error.name} is not installed; pip install 'ckd-ehr[train]'"
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
+        return extra and f"{error.name} is not installed; pip install 'ckd-ehr[{extra}]'"
     return None
 
 

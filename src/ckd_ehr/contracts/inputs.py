@@ -162,7 +162,7 @@ def read_histories(path: Path) -> list[tuple[Visit, ...]]:
         try:
             patient = PatientInput.model_validate_json(line)
         except ValidationError as error:
-            problems += [f"{path}:{number}: {text}" for text in _explain_all(error)]
+            problems += [f"{path}:{number}: {text}" for text in explain_all(error)]
             continue
         first = line_of.setdefault(patient.subject_id, number)
         if first != number:
@@ -215,7 +215,8 @@ def _diagnosis(written: DiagnosisInput) -> Code:
     return Code(written.system, folded(written.code), written.title)
 
 
-def _explain_all(error: ValidationError) -> list[str]:
+def explain_all(error: ValidationError) -> list[str]:
+    """The problems of a patient, in words that repeat none of its content."""
     # Pydantic also calls a list too short when its items were refused.
     found = [problem for problem in error.errors() if problem["type"] != "too_short"]
     return [_explain(problem) for problem in found or error.errors()]

@@ -1,85 +1,25 @@
 """What a model's risks for one pair rest on, as parts of its calibrated log-odds.
 
-In: evidence of the concepts, or a run's folders and a pair. Out: an `Explanation`. Ignores: how it
-is shown, and whether evidence is faithful.
+In: a run's folders and a pair. Out: an `Explanation`. Ignores: how it is shown, and whether
+evidence is faithful.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from scipy.special import expit
 
 from ckd_ehr.contracts.config import RunConfig
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_json, read_table
-from ckd_ehr.contracts.records import (
-    SOFT_LABELS,
-    ConceptEvidence,
-    Explanation,
-    LabelExplanation,
-    Narrative,
-)
+from ckd_ehr.contracts.records import SOFT_LABELS, Explanation, Narrative
 from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.learning.examples import TextReader, read_pairs
+from ckd_ehr.learning.explanations import Evidence, calibrated_evidence, label_explanations
 from ckd_ehr.learning.reading import pick_device, read_batch, reading
 from ckd_ehr.learning.scoring import Floats, PlattScaling
 from ckd_ehr.learning.teacher import load_teacher, teacher_reader, trained_in
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Of each label: the parts of its log-odds (labels, 1 + concepts), and the base (labels,)."""
-
-    parts: Floats
-    base: Floats
-
-
-def calibrated_evidence(evidence: Floats, bias: Floats, scaling: PlattScaling) -> Evidence:
-    """Evidence of raw log-odds as parts of the calibrated ones."""
-    return Evidence(scaling.slope[:, None] * evidence, scaling.slope * bias + scaling.intercept)
-
-
-def label_explanations(
-    evidence: Evidence,
-    narrative: Narrative,
-    *,
-    labels: Sequence[str],
-    prevalence: Floats,
-    citations: Mapping[str, str],
-    spread: Floats | None = None,
-) -> tuple[LabelExplanation, ...]:
-    """One explanation a label; `spread` (labels,) is that of several opinions, if there are."""
-    return tuple(
-        LabelExplanation(
-            label=label,
-            probability=float(expit(evidence.parts[k].sum() + evidence.base[k])),
-            prevalence=float(prevalence[k]),
-            base_log_odds=float(evidence.base[k]),
-            reading_state_log_odds=float(evidence.parts[k, 0]),
-            concepts=_concepts(evidence.parts[k, 1:], narrative, citations),
-            spread=None if spread is None else float(spread[k]),
-        )
-        for k, label in enumerate(labels)
-    )
-
-
-def _concepts(
-    parts: Floats, narrative: Narrative, citations: Mapping[str, str]
-) -> tuple[ConceptEvidence, ...]:
-    return tuple(
-        ConceptEvidence(
-            concept_id=span.concept_id,
-            text=narrative.text[span.start : span.end],
-            kind=span.kind,
-            visit_index=span.visit_index,
-            log_odds=float(value),
-            citation=citations.get(span.concept_id, ""),
-        )
-        for span, value in zip(narrative.spans, parts, strict=True)
-    )
 
 
 def explain_by_teacher(inputs: Mapping[str, Path], pair_id: str, config: RunConfig) -> Explanation:

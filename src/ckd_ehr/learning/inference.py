@@ -18,12 +18,11 @@ from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import sha256_of
 from ckd_ehr.contracts.phenotype import Phenotype
 from ckd_ehr.contracts.records import Explanation, Narrative, Visit
-from ckd_ehr.knowledge.efficacy import ALL_TRAIN
-from ckd_ehr.knowledge.facts import Facts, KnowledgeBase
-from ckd_ehr.knowledge.narrative import Teller
+from ckd_ehr.knowledge.facts import KnowledgeBase
+from ckd_ehr.knowledge.narrator import Narrator
 from ckd_ehr.knowledge.sources import cite_narrative
 from ckd_ehr.learning.examples import TextReader, read_label_names
-from ckd_ehr.learning.explain import calibrated_evidence, label_explanations
+from ckd_ehr.learning.explanations import calibrated_evidence, label_explanations
 from ckd_ehr.learning.reading import pick_device, predict_logits, read_batch, reading
 from ckd_ehr.learning.scoring import PlattScaling
 from ckd_ehr.learning.student import PREDICTOR, TOKENIZER, Variant
@@ -56,18 +55,22 @@ class StudentPredictor:
             refuse_other_labels(folder, self.labels, labels)
         self.prevalence = np.asarray(facts["prevalence"])
         self.scaling = PlattScaling(np.asarray(facts["slope"]), np.asarray(facts["intercept"]))
-        self.max_history_visits = int(facts["max_history_visits"])
+        self.max_tokens = int(facts["max_tokens"])
         self.device = pick_device(device)
         self.model = load_student(folder, device=self.device, labels=self.labels)
         self.reader = TextReader(str(folder), "first")
-        self._teller = Teller(token_counter(str(folder)), max_tokens=int(facts["max_tokens"]))
-        self._settings = KnowledgeConfig.model_validate(facts["knowledge"])
-        self._base = None
+        settings = KnowledgeConfig.model_validate(facts["knowledge"])
+        base = None
         if knowledge is not None:
             phenotypes = [Phenotype.model_validate(row) for row in facts["phenotypes"]]
-            self._base = KnowledgeBase.load(
-                knowledge, phenotypes=phenotypes, settings=self._settings
-            )
+            base = KnowledgeBase.load(knowledge, phenotypes=phenotypes, settings=settings)
+        self._narrator = Narrator(
+            token_counter(str(folder)),
+            max_tokens=self.max_tokens,
+            max_history_visits=int(facts["max_history_visits"]),
+            settings=settings,
+            base=base,
+        )
 
     @classmethod
     def load(cls, run: Path, variant: Variant = "distilled") -> "StudentPredictor":
@@ -77,20 +80,12 @@ class StudentPredictor:
 
     def narrate(self, history: Sequence[Visit]) -> Narrative:
         """The text the student reads of a history (oldest visit first)."""
-        recent = history[-self.max_history_visits :]
-        return self._teller.tell(recent, self._facts(recent))
-
-    def _facts(self, history: Sequence[Visit]) -> tuple[Facts, ...]:
-        """What any patient is told who was not of train."""
-        told = self._settings.student
-        if not (told.categories or told.efficacy or told.guidelines):
-            return ()
-        if self._base is None:
+        if self._narrator.lacks_knowledge:
             raise CkdEhrError(
                 f"{self._folder}: this student was taught with medical knowledge and must be told "
                 "it again; load it with the knowledge folder of its run"
             )
-        return self._base.facts(history, fold=ALL_TRAIN, reader=told, counter=self._teller.counter)
+        return self._narrator.tell(history)
 
     def predict(self, histories: Sequence[Sequence[Visit]]) -> NDArray[np.float64]:
         """Calibrated probabilities (histories, labels), given that there is a next visit."""

@@ -78,16 +78,23 @@ def model_digest(name: str) -> str:
 
 def load_tokenizer(name: str) -> "Tokenizer":
     """The model's fast tokenizer, with its own padding and truncation switched off."""
-    from tokenizers import Tokenizer
-
     folder = resolve_model(name)
     file = folder / "tokenizer.json"
-    if not file.is_file():
-        from transformers import AutoTokenizer
+    if file.is_file():
+        return read_tokenizer(file)
+    from transformers import AutoTokenizer
 
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    else:
-        tokenizer = Tokenizer.from_file(str(file))
+    return _unpadded(AutoTokenizer.from_pretrained(folder).backend_tokenizer)
+
+
+def read_tokenizer(file: Path) -> "Tokenizer":
+    """As `load_tokenizer`, from a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    return _unpadded(Tokenizer.from_file(str(file)))
+
+
+def _unpadded(tokenizer: "Tokenizer") -> "Tokenizer":
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

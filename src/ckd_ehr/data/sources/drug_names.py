@@ -7,6 +7,10 @@ Ignores: brands and synonyms (`vancomycin` and `vancomycin hcl` remain two names
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ckd_ehr.contracts.records import DRUG_NAME, Code, Visit
 
 _MARKS = re.compile(r"\*[a-z]+\*")
 _BRACKETS = re.compile(r"\([^()]*\)?|\[[^\[\]]*\]?")
@@ -72,3 +76,15 @@ def _fold(folded: str) -> str:
     drug = " ".join(words).strip(" -/,")
     route = [route for route in _ROUTE_WORDS if route in routes][:1]
     return " ".join([drug, *route]) if drug else folded
+
+
+def fold_drugs(history: Sequence[Visit]) -> tuple[Visit, ...]:
+    """One name a drug and visit, folded as the sources fold theirs; other fields as they are."""
+
+    def folded(drug: Code) -> Code:
+        return replace(drug, code=drug_name(drug.code)) if drug.system == DRUG_NAME else drug
+
+    return tuple(
+        replace(visit, medications=tuple(dict.fromkeys(map(folded, visit.medications))))
+        for visit in history
+    )

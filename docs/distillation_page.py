@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckd_ehr.learning.scoring import basic_interval
+from ckd_ehr.metrics.significance import across_seeds
 
 Result = Mapping[str, Any]
 HARD = "hard"
@@ -67,11 +68,9 @@ def _values(result: Result, score: str) -> NDArray[np.float64]:
 def _interval(values: Sequence[NDArray[np.float64]], *, signed: bool = False) -> str:
     """The mean over seeds, with an interval over patients and seeds, both drawn anew."""
     table = np.stack(values)  # (seeds, 1 + draws)
-    drawn = np.random.default_rng(0).integers(len(table), size=table.shape)
-    means = np.take_along_axis(table, drawn, axis=0).mean(0)[1:]
-    estimate = float(table[:, 0].mean())
+    [estimate], drawn = across_seeds(table[:, 0], table[:, 1:], seed=0)
     bounds = (-1.0, 1.0) if signed else (0.0, 1.0)
-    interval = basic_interval(estimate, means, bounds=bounds)
+    interval = basic_interval(float(estimate), drawn, bounds=bounds)
     sign = "+" if signed else ""
     shown = [f"{value:{sign}.3f}" for value in (estimate, *(interval or ()))]
     text = f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]

@@ -56,6 +56,7 @@ def tiny_settings(root: Path) -> dict[str, object]:
         "student": {
             "model": tiny_bert(root / "bert"),
             "concept_vocabulary": {"enabled": True, "min_patients": 2},
+            "terms": {"layer_map": "learned"},
             **common,
         },
         "evaluation": {

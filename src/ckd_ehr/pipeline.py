@@ -186,7 +186,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet"),
         writes=("fold_*/", "training.json", "fitted.json"),
         externals=_teacher_digest,
-        version=4,
+        version=5,
     ),
     Stage(
         name="signals",
@@ -204,7 +204,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge/teacher.parquet", "teacher"),
         writes=("index.parquet", "signals-*.safetensors", "opinions-*.safetensors"),
         externals=_teacher_digest,
-        version=5,
+        version=6,
     ),
     Stage(
         name="committee",
@@ -252,7 +252,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("cohort/pairs.parquet", "knowledge", "teacher", "signals", "committee"),
         writes=("hard/", "distilled/", "predictions.parquet", "fitted.json"),
         externals=_student_digest,
-        version=5,
+        version=6,
     ),
     Stage(
         name="evaluation",

@@ -183,6 +183,30 @@ def test_the_queue_keeps_recent_pairs_and_travels_with_checkpoints() -> None:
     torch.testing.assert_close(again.queue, distiller.queue)
 
 
+def test_the_correlations_pull_does_not_fade_as_the_queue_fills() -> None:
+    distiller = _distiller(replace(RECIPE, shares={"correlation": 0.2})).eval()
+    distiller.balance([_batch(seed, pairs=16) for seed in range(4)])
+    distiller.train()
+    shares = []
+    for seed in range(20):
+        terms = _terms(distiller, _batch(seed, pairs=16))
+        values = {name: term.value * term.weight for name, term in terms.items()}
+        values["logits"] = values["hard"] + values["soft"]
+        norms = gradient_norms(values, distiller)
+        shares.append(norms["correlation"] / norms["logits"])
+    assert int(distiller.queued) == QUEUE
+    assert 0.1 < sum(shares[-3:]) / 3 < 0.4
+
+
+def test_a_term_without_a_gradient_has_no_scale() -> None:
+    distiller = _distiller(replace(RECIPE, shares={"visit": 0.2, "concept": 0.2}))
+    batch = _batch()
+    batch["visit_index"] = torch.tensor([0, 1, 3, 3, 3]).repeat(4, 1)  # one visit
+    distiller.balance([batch])
+    assert distiller.scales["visit"] == 0.0
+    assert distiller.scales["concept"] > 0.0
+
+
 def test_labels_of_no_patient_are_left_out_of_the_correlation() -> None:
     closed = replace(RECIPE, gate=torch.zeros(LABELS), shares={"correlation": 0.2})
     assert _terms(_distiller(closed), _batch())["correlation"].value.item() == 0.0

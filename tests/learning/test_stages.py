@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from ckd_ehr.contracts.config import RunConfig, build_config
+from ckd_ehr.contracts.config import RunConfig, StudentConfig, build_config
 from ckd_ehr.contracts.errors import CkdEhrError
 from ckd_ehr.contracts.files import read_table, write_table
 from ckd_ehr.contracts.fitted import FITTED, digest_of, read_fitted
@@ -31,12 +31,14 @@ from ckd_ehr.learning import labelling, student
 from ckd_ehr.learning.batches import MODEL_INPUTS, Example, PairDataset, make_batch
 from ckd_ehr.learning.committee_stage import write_committee
 from ckd_ehr.learning.concept_tokens import write_extended
+from ckd_ehr.learning.distillation import without
 from ckd_ehr.learning.evidence import EVIDENCE
 from ckd_ehr.learning.examples import TextReader, read_pairs
 from ckd_ehr.learning.explain import explain_by_teacher
 from ckd_ehr.learning.inference import StudentPredictor, explain_by_student
 from ckd_ehr.learning.losses import hard_loss
 from ckd_ehr.learning.reading import predict_logits
+from ckd_ehr.learning.readout import why_unrecorded
 from ckd_ehr.learning.scoring import fit_platt, label_ranking, macro
 from ckd_ehr.learning.signal_loader import SignalFacts, verify_signals
 from ckd_ehr.learning.signal_store import read_evidence, read_opinions
@@ -415,6 +417,50 @@ def test_a_teacher_killed_within_an_epoch_resumes_to_the_same_weights(
         one, two = (load_file(tmp_path / n / "fold_0" / file) for n in ("once", "twice"))
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_student_killed_after_it_stopped_early_does_not_train_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    config, inputs = with_settings(run.config, "student", patience=1), run.context("student").inputs
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    write_students(StageContext(config, tmp_path / "once", inputs, say=lambda _: None))
+    twice = StageContext(config, tmp_path / "twice", inputs, say=lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(student, "_finish", killed)
+        with pytest.raises(KilledError):
+            write_students(twice)
+    write_students(twice)
+    for variant in ("hard", "distilled"):
+        one, two = (
+            json.loads((tmp_path / name / variant / "training.json").read_text())
+            for name in ("once", "twice")
+        )
+        assert one["steps"] < 12 * one["pairs"] // 8  # it stopped early
+        assert (two["steps"], two["best_step"]) == (one["steps"], one["best_step"])
+        weights = [
+            load_file(tmp_path / name / variant / "model.safetensors") for name in ("once", "twice")
+        ]
+        for key, value in weights[0].items():
+            torch.testing.assert_close(weights[1][key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_an_encoder_whose_attention_cannot_be_recorded_loses_the_layers_term_alone() -> None:
+    assert (
+        why_unrecorded(AutoConfig.for_model("bert", num_attention_heads=2, hidden_size=8)) is None
+    )
+    mpnet = AutoConfig.for_model("mpnet", num_attention_heads=2, hidden_size=8)
+    why = why_unrecorded(mpnet)
+    assert why is not None
+    missing = without(StudentConfig(), pooling="label_attention", has_signals=True, unrecorded=why)
+    assert set(missing) == {"layers"}
 
 
 def test_students_killed_within_an_epoch_resume_to_the_same_weights(

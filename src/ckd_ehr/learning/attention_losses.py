@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ckd_ehr.contracts.errors import CkdEhrError
+
 LayerMap = Literal["fixed", "learned", "reverse", "random"]
 FIRST_VISIT = 3  # groups: 0 reading state, 1 demographics, 2 knowledge, 3 + v visit v
 HIDDEN = -1e4
@@ -99,9 +101,26 @@ def layer_weights(
     if kind == "reverse":
         chosen = chosen.flip(0)
     if kind == "random":
-        order = torch.randperm(student_layers, generator=torch.Generator().manual_seed(seed))
-        chosen = chosen[order]
+        chosen = chosen[_any_other_order(student_layers, seed=seed)]
     return torch.nn.functional.one_hot(chosen, teacher_layers).float()
+
+
+def _any_other_order(layers: int, *, seed: int) -> Tensor:
+    """An order that is neither this one nor its reverse.
+
+    Raises:
+        CkdEhrError: two layers or one have no other.
+    """
+    if layers < 3:
+        raise CkdEhrError(
+            f"student.terms.layer_map=random: a student of {layers} layers has no other order than "
+            "fixed and reverse; take 3 layers or more"
+        )
+    generator, plain = torch.Generator().manual_seed(seed), torch.arange(layers)
+    while True:
+        order = torch.randperm(layers, generator=generator)
+        if not (torch.equal(order, plain) or torch.equal(order, plain.flip(0))):
+            return order
 
 
 def mix_layers(weights: Tensor, readout: Tensor, retained: Tensor) -> tuple[Tensor, Tensor]:

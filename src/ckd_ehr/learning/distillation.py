@@ -34,6 +34,7 @@ from ckd_ehr.learning.soft_labels import read_soft_labels
 
 OF_ATTENTION: tuple[BalancedTerm, ...] = ("concept", "visit", "layers")
 OF_SIGNALS: tuple[BalancedTerm, ...] = (*OF_ATTENTION, "relation")
+OF_LABELS = ("shuffled", "smoothed")  # controls of soft labels, which know labelled pairs alone
 SignalOf = Callable[[str], Signal | None]
 
 
@@ -48,6 +49,7 @@ class Lessons:
     signal_of: SignalOf | None  # None where no term asks for signals
     teacher_layers: int
     recipe: Recipe
+    missing: Mapping[BalancedTerm, str]  # terms that are asked for and cannot be had, and why
     facts: Mapping[str, object]
 
 
@@ -78,24 +80,31 @@ def read_teaching(
     """
     settings = context.config.student
     soft = read_soft_labels(context.inputs["committee"], settings.soft_labels, pairs)
-    taught = _taught(settings, pairs, examples, soft.logits, soft.spread, seed=seed)
+    spread = np.full_like(soft.spread, np.nan) if settings.control in OF_LABELS else soft.spread
+    taught = _taught(settings, pairs, examples, soft.logits, spread, seed=seed)
     tuning = pairs.rows(split="tuning")
     return Teaching(taught, _loader(context, taught), soft.logits[tuning], seed)
 
 
 def lessons_of(
-    context: StageContext, pairs: PairTable, teaching: Teaching, *, hard_on_tuning: Floats
+    context: StageContext,
+    pairs: PairTable,
+    teaching: Teaching,
+    *,
+    hard_on_tuning: Floats,
+    unrecorded: str | None,
 ) -> Lessons:
-    """What this run's settings ask for, as far as the teacher can give it.
+    """What this run's settings ask for, as far as teacher and student can give it.
 
     Args:
         hard_on_tuning: (tuning pairs, labels), what the student on hard labels says of them.
+        unrecorded: why the attention of the student's encoder cannot be recorded; None if it can.
     """
     settings, taught, loader = context.config.student, teaching.examples, teaching.loader
     labels = pairs.labels[pairs.rows(split="tuning")]
     gate = gate_of(teaching.soft_on_tuning, hard_on_tuning, labels)
     pooling = context.config.teacher.head_pooling
-    missing = without(settings, pooling=pooling, has_signals=len(loader) > 0)
+    missing = without(settings, pooling=pooling, has_signals=len(loader) > 0, unrecorded=unrecorded)
     recipe = recipe_of(settings, pairs.label_names, gate=gate, missing=missing, seed=teaching.seed)
     for name, why in missing.items():
         context.say(f"    {name} term off: {why}")
@@ -105,12 +114,12 @@ def lessons_of(
         signal_of=signal_of if recipe.wants(*OF_SIGNALS) else None,
         teacher_layers=_teacher_layers(loader, taught) if recipe.wants("layers") else 0,
         recipe=recipe,
+        missing=missing,
         facts={
             "soft_labels": settings.soft_labels,
-            "gate": dict(zip(pairs.label_names, gate.is_open.tolist(), strict=True)),
-            "gate_closed": gate.closed,
+            "gate": dict(zip(pairs.label_names, (recipe.gate > 0).tolist(), strict=True)),
+            "gate_closed": int((recipe.gate == 0).sum()),
             "gate_decided_by_macro": int((~gate.decided).sum()),
-            "terms_off": dict(missing),
             "pairs_without_signals": len(taught) - len(loader),
             "pairs_of_one_visit": sum(not has_two_visits(one.encoded) for one in taught),
         },
@@ -222,7 +231,9 @@ def _temperatures(settings: StudentConfig, label_names: Sequence[str]) -> list[f
     return [settings.temperatures.get(name, settings.temperature) for name in label_names]
 
 
-def without(settings: StudentConfig, *, pooling: str, has_signals: bool) -> dict[BalancedTerm, str]:
+def without(
+    settings: StudentConfig, *, pooling: str, has_signals: bool, unrecorded: str | None = None
+) -> dict[BalancedTerm, str]:
     """The terms that are asked for and cannot be had, and why.
 
     >>> without(StudentConfig(), pooling="last", has_signals=True)["visit"]
@@ -233,6 +244,8 @@ def without(settings: StudentConfig, *, pooling: str, has_signals: bool) -> dict
         missing = dict.fromkeys(OF_SIGNALS, "the teacher has read no train pair")
     elif pooling != "label_attention":
         missing = dict.fromkeys(OF_ATTENTION, f"the teacher's pooling is '{pooling}'")
+    if unrecorded is not None:
+        missing.setdefault("layers", f"of the student's encoder {unrecorded}")
     return {name: why for name, why in missing.items() if getattr(settings.terms, name) > 0}
 
 
@@ -244,7 +257,7 @@ def controlled_logits(
     Args:
         logits: of the teacher. labels: False where not labelled. labelled: (pairs,).
     """
-    if settings.control not in ("shuffled", "smoothed"):
+    if settings.control not in OF_LABELS:
         return logits
     controlled = np.full_like(logits, np.nan)
     known = logits[labelled], labels[labelled]

@@ -106,7 +106,8 @@ class Distiller(nn.Module):
         places = inputs["concept_index"], inputs["reading_index"]
         with recording(*places, concepts=concepts) as readout:
             output = self.student(**inputs)
-        return output._replace(readout=readout.shares())
+        # As an output: several processes know which weights have a gradient by what comes out.
+        return output._replace(readout=readout.shares(), layer_map=self.layer_scores.softmax(-1))
 
     def terms(self, output: HeadOutput, batch: Batch, progress: float) -> dict[str, Term]:
         """All terms that are on at this point of training, from 0 to 1."""
@@ -121,8 +122,9 @@ class Distiller(nn.Module):
         if recipe.wants("relation") and "teacher_state" in batch:
             value = relation_loss(output.state, batch["teacher_state"], batch["teacher_fold"])
             terms["relation"] = Term(value, self.scales["relation"])
-        if recipe.layer_map == "learned" and recipe.wants("layers") and "layers" not in terms:
-            terms["layers"] = Term(self.layer_scores.sum(), 0.0)  # processes wait for its gradient
+        learned = output.layer_map if self.recipe.layer_map == "learned" else None
+        if learned is not None and "layers" not in terms:
+            terms["layers"] = Term(learned.sum(), 0.0)  # processes wait for its gradient
         return terms
 
     def _logit_terms(self, output: HeadOutput, batch: Batch) -> dict[str, Term]:
@@ -155,13 +157,15 @@ class Distiller(nn.Module):
                 if recipe.wants(name):
                     terms[name] = Term(value, fading * self.scales[name])
         if output.readout is not None and "teacher_readout" in batch:
-            value = self._layers(output.readout, batch)
+            value = self._layers(output, batch)
             terms["layers"] = Term(value, fading * self.scales["layers"])
         return terms
 
-    def _layers(self, readout: Tensor, batch: Batch) -> Tensor:
+    def _layers(self, output: HeadOutput, batch: Batch) -> Tensor:
         """KL of each layer's attention of the reading position, by the teacher's retained mass."""
-        weights = self.layer_scores.softmax(-1)
+        assert output.readout is not None
+        assert output.layer_map is not None
+        readout, weights = output.readout, output.layer_map
         target, counts = mix_layers(weights, batch["teacher_readout"], batch["teacher_retained"])
         shared = batch["shared"][:, 1:]
         scores = readout.clamp(min=SMALLEST_MASS).log()
@@ -175,7 +179,11 @@ class Distiller(nn.Module):
         return value - self.recipe.map_entropy * entropy
 
     def _correlation(self, output: HeadOutput, batch: Batch) -> Tensor:
-        """With the last pairs that were taught, which then make room for this batch's."""
+        """With the last pairs that were taught, which then make room for this batch's.
+
+        A batch has a gradient through its own pairs alone, so the term is weighed by how many
+        there are for each of them: its pull does not fade as the queue fills.
+        """
         taught, logits = batch["taught"], output.logits
         earlier = self.queue[: int(self.queued)].clone()
         mine = torch.stack([logits[taught], batch["teacher_logits"][taught]], dim=1)
@@ -185,7 +193,7 @@ class Distiller(nn.Module):
             kept = every[:QUEUE].detach()
             self.queue[: len(kept)] = kept.to(self.queue.dtype)
             self.queued.fill_(len(kept))
-        return value
+        return value * (len(every) / max(len(mine), 1))
 
     def balance(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Scale each balanced term by its gradient on some batches at the initial weights.

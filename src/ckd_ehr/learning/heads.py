@@ -30,6 +30,7 @@ class HeadOutput(NamedTuple):
     evidence: Tensor  # (batch, labels, 1 + concepts), sums to logit - bias
     state: Tensor  # (batch, size), the reading state, normalised
     readout: Tensor | None = None  # (batch, layers, concepts), see readout.py; where recorded
+    layer_map: Tensor | None = None  # (layers, teacher layers), of a student in training
 
 
 def pool_concepts(

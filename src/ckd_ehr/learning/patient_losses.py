@@ -43,8 +43,8 @@ def relation_loss(student_states: Tensor, teacher_states: Tensor, folds: Tensor)
     """How differently the two models place patients to each other (Park et al. 2019, RKD).
 
     Distances between reading states, those of each model divided by their mean, compared by
-    Huber's loss. States of different fold teachers live in different bases, so only pairs of the
-    same fold are compared; zero where there is none.
+    Huber's loss. States of different fold teachers live in different bases, so each fold's pairs
+    are compared among themselves, with means of their own; zero where there are none.
 
     Args:
         student_states: (batch, size). teacher_states: (batch, other size).
@@ -54,15 +54,17 @@ def relation_loss(student_states: Tensor, teacher_states: Tensor, folds: Tensor)
     >>> relation_loss(states, 7 * states, torch.tensor([0, 0, 0])).item()
     0.0
     """
-    alike = (folds[:, None] == folds[None, :]) & (folds[:, None] >= 0)
-    alike = torch.triu(alike, diagonal=1)
-    if not alike.any():
-        return student_states.sum() * 0.0
-    student = _distances(student_states)[alike]
-    teacher = _distances(teacher_states)[alike]
-    return F.smooth_l1_loss(
-        student / student.mean().clamp(min=1e-8), teacher / teacher.mean().clamp(min=1e-8)
-    )
+    student, teacher = _distances(student_states), _distances(teacher_states)
+    gaps = []
+    for fold in torch.unique(folds[folds >= 0]):
+        mine = folds == fold
+        pairs = torch.triu(mine[:, None] & mine[None, :], diagonal=1)
+        if pairs.any():
+            ours, theirs = (
+                of[pairs] / of[pairs].mean().clamp(min=1e-8) for of in (student, teacher)
+            )
+            gaps.append(F.smooth_l1_loss(ours, theirs, reduction="none"))
+    return torch.cat(gaps).mean() if gaps else student_states.sum() * 0.0
 
 
 def _distances(states: Tensor) -> Tensor:

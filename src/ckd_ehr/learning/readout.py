@@ -52,6 +52,10 @@ class Readout:
                 of a cached beginning first.
             mask: (batch, 1, tokens, all tokens), added to the scores.
         """
+        with torch.autocast(query.device.type, enabled=False):  # its products would be in bf16
+            self._add(query, key, mask, scaling)
+
+    def _add(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         batch, heads, _, size = query.shape
         items = torch.arange(batch, device=query.device)
         reading = query[items, :, self.reading_index].float()
@@ -106,25 +110,34 @@ def _attend(  # noqa: PLR0917  # what Transformers calls an attention with
 
 
 def why_unreadable(config: Any) -> str | None:
-    """Why a model's attention cannot be recorded, found out on one of its layers; None if it can.
+    """Why a teacher's attention cannot be recorded; None if it can.
 
     Args:
         config: of Transformers; it is not changed.
     """
     if getattr(config, "is_encoder_decoder", False) or "bert" in str(config.model_type):
         return None  # refused as no decoder
+    return why_unrecorded(config)
+
+
+def why_unrecorded(config: Any) -> str | None:
+    """Why a model's attention cannot be recorded, found out on one of its layers; None if it can.
+
+    Args:
+        config: of Transformers; it is not changed.
+    """
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "its attention is capped, which PyTorch's fused attention leaves out"
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size = 1, 8
-    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
+    small.pad_token_id, small.bos_token_id, small.eos_token_id = 1, None, None
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
     nothing = torch.zeros(1, 3, dtype=torch.long)
     try:
         model = AutoModel.from_config(small, attn_implementation=READOUT).eval()
         with torch.inference_mode(), recording(nothing, nothing[:, 0], concepts=0) as readout:
-            model(input_ids=nothing, use_cache=False)
+            model(input_ids=nothing)
     except Exception as error:
         return f"its attention cannot be recorded ({type(error).__name__})"
     return None if len(readout.rows) == 1 else "its attention is not taken from Transformers' own"

@@ -86,7 +86,9 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch = self.dataset.epoch
         rows = self.unlabelled.rows(self.labelled, seed=self.seed, epoch=epoch)
-        generator = torch.Generator().manual_seed(self.seed + epoch)
+        # Not their sum: the epochs of one seed would be those of the next, one later.
+        [mixed] = np.random.SeedSequence([self.seed, epoch]).generate_state(1).tolist()
+        generator = torch.Generator().manual_seed(mixed)
         lengths = [self.lengths[row] for row in rows]
         order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
         return iter([rows[place] for place in order])

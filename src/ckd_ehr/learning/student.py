@@ -5,9 +5,8 @@ In: pairs, the student's narratives, the teacher's signals. Out: the student on 
 good they are; the evaluation stage says that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +25,7 @@ from ckd_ehr.contracts.records import PAIRS, PREDICTIONS, with_label_names
 from ckd_ehr.contracts.runs import StageContext
 from ckd_ehr.knowledge.sources import iter_narratives
 from ckd_ehr.knowledge.vocabulary import STUDENT_TOKENIZER
-from ckd_ehr.learning.batches import Batch, Example, PairDataset, make_batch
+from ckd_ehr.learning.batches import Batch, Example, PairDataset, collator
 from ckd_ehr.learning.concept_tokens import extend_embeddings
 from ckd_ehr.learning.distillation import Lessons, Teaching, lessons_of, read_teaching
 from ckd_ehr.learning.distiller import Distiller
@@ -39,7 +38,7 @@ from ckd_ehr.learning.reading import (
     pick_device,
     predict_logits,
 )
-from ckd_ehr.learning.readout import READOUT
+from ckd_ehr.learning.readout import READOUT, why_unrecorded
 from ckd_ehr.learning.sampling import EpochSampler, Unlabelled
 from ckd_ehr.learning.scoring import Floats, fit_platt
 from ckd_ehr.learning.student_model import StudentModel, encoder_config
@@ -53,6 +52,7 @@ VARIANTS: tuple[Variant, ...] = ("hard", "distilled")
 PREDICTOR = "predictor.json"
 TOKENIZER = "tokenizer.json"
 BALANCED_ON = 8  # batches
+NO_GRADIENT = "no gradient where the terms were balanced"
 
 
 @dataclass(frozen=True)
@@ -183,15 +183,22 @@ def _train_hard(training: _Training) -> None:
 def _train_distilled(training: _Training, teaching: Teaching) -> None:
     context, settings = training.context, training.settings
     hard_on_tuning = _on_tuning(context.work / "hard.parquet")
-    lessons = lessons_of(context, training.pairs, teaching, hard_on_tuning=hard_on_tuning)
     model = _fresh(training)
+    lessons = lessons_of(
+        context,
+        training.pairs,
+        teaching,
+        hard_on_tuning=hard_on_tuning,
+        unrecorded=why_unrecorded(model.backbone.config),
+    )
     if lessons.recipe.wants("layers"):
         model.set_attn_implementation(READOUT)
     distiller = Distiller(model, lessons.recipe, teacher_layers=lessons.teacher_layers)
     distiller.to(training.device)
     sampling = Unlabelled(settings.unlabelled_ratio, settings.unlabelled_sampling == "each_epoch")
-    norms = distiller.balance(_first_batches(training, lessons, sampling))
-    context.say(f"    student (distilled): {_described(lessons)}")
+    norms = distiller.balance(_some_batches(training, lessons, sampling))
+    off = {name: NO_GRADIENT for name in lessons.recipe.shares if not distiller.scales[name]}
+    context.say(f"    student (distilled): {_described(lessons, off)}")
     history = fit(
         distiller,
         train=lessons.examples,
@@ -212,6 +219,7 @@ def _train_distilled(training: _Training, teaching: Teaching) -> None:
     model.set_attn_implementation(attention_kernel(training.device))
     scales = {name: distiller.scales[name] for name in lessons.recipe.shares}
     facts = {"gradient_norms_at_start": norms, "scales": scales, **lessons.facts}
+    facts["terms_off"] = {**lessons.missing, **off}
     if is_leader():
         _finish(training, "distilled", model, {**history, **facts}, lessons.examples)
 
@@ -225,8 +233,8 @@ def _fresh(training: _Training) -> StudentModel:
     return model
 
 
-def _first_batches(training: _Training, lessons: Lessons, sampling: Unlabelled) -> Sequence[Batch]:
-    """The first batches of training, on which the terms are balanced."""
+def _some_batches(training: _Training, lessons: Lessons, sampling: Unlabelled) -> Sequence[Batch]:
+    """Batches of the first epoch, evenly spaced: its first ones would be of the longest texts."""
     dataset = PairDataset(lessons.examples, signal_of=lessons.signal_of)
     sampler = EpochSampler(
         dataset,
@@ -236,27 +244,24 @@ def _first_batches(training: _Training, lessons: Lessons, sampling: Unlabelled) 
         labelled=[example.labels is not None for example in lessons.examples],
         unlabelled=sampling,
     )
-    size, labels = training.settings.batch_size, len(training.pairs.label_names)
-    items = [dataset[row]["example"] for row in islice(sampler, BALANCED_ON * size)]
-    examples = [item for item in items if isinstance(item, Example)]
-    return [
-        {
-            name: value.to(training.device)
-            for name, value in make_batch(
-                examples[start : start + size], pad_token=training.reader.pad_token, labels=labels
-            ).items()
-        }
-        for start in range(0, len(examples), size)
-    ]
+    size, rows = training.settings.batch_size, list(sampler)
+    starts = np.arange(0, len(rows), size)
+    chosen = starts[:: max(1, len(starts) // BALANCED_ON)][:BALANCED_ON]
+    collate = collator(pad_token=training.reader.pad_token, labels=len(training.pairs.label_names))
+    batches = (collate([dataset[row] for row in rows[at : at + size]]) for at in chosen)
+    return [{name: value.to(training.device) for name, value in batch.items()} for batch in batches]
 
 
-def _described(lessons: Lessons) -> str:
+def _described(lessons: Lessons, off: Collection[str]) -> str:
     """What is distilled, in one line."""
     facts, pairs = lessons.facts, len(lessons.examples)
-    terms = ", ".join(f"{name} {share:g}" for name, share in lessons.recipe.shares.items())
+    shares = lessons.recipe.shares.items()
+    terms = ", ".join(f"{name} {share:g}" for name, share in shares if name not in off)
+    without = f" ({', '.join(off)} off: {NO_GRADIENT})" if off else ""
     return (
         f"soft labels of {facts['soft_labels']}, {facts['gate_closed']} of "
-        f"{len(lessons.recipe.gate)} labels behind a closed gate; terms {terms or 'none'}; "
+        f"{len(lessons.recipe.gate)} labels behind a closed gate; terms "
+        f"{terms or 'none'}{without}; "
         f"{facts['pairs_without_signals']} of {pairs} pairs without signals"
     )
 

@@ -6,7 +6,7 @@ In: token ids, and which concept each token belongs to. Out: what the head reads
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +19,14 @@ from ckd_ehr.learning.reading import attention_kernel
 from ckd_ehr.learning.weights import resolve_model
 
 # What the BERT family calls its dropout rates.
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-FAMILIES = ("bert", "electra", "mpnet")  # RoBERTa, DistilBERT and ModernBERT among the first
+DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout",
+    "mlp_dropout", "embedding_dropout",
+)  # fmt: skip
+FAMILIES = (
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "modernbert",
+    "albert", "mobilebert", "deberta", "deberta-v2", "convbert", "rembert",
+)  # fmt: skip
 REMEDY = "run stage student again"
 
 
@@ -31,7 +37,6 @@ class StudentModelConfig(PretrainedConfig):  # type: ignore[misc]  # Transformer
         backbone_config: of the encoder; as a mapping, with its `model_type`.
         labels: what the outputs are called; kept as `id2label` and `label2id`.
         attention_size: of the head's projection.
-        concept_pooling: a concept's state is the mean of its tokens' states.
     """
 
     model_type = "ckd_ehr_student"
@@ -42,7 +47,6 @@ class StudentModelConfig(PretrainedConfig):  # type: ignore[misc]  # Transformer
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         labels: Sequence[str] | None = None,
         attention_size: int = 128,
-        concept_pooling: Literal["mean"] = "mean",
         **further: Any,
     ) -> None:
         given = {} if backbone_config is None else backbone_config
@@ -52,7 +56,6 @@ class StudentModelConfig(PretrainedConfig):  # type: ignore[misc]  # Transformer
             further["id2label"] = dict(enumerate(labels))
             further["label2id"] = {label: number for number, label in enumerate(labels)}
         self.attention_size = attention_size
-        self.concept_pooling = concept_pooling
         super().__init__(**further)
         # Only now: Transformers' constructor unsets the attention kernel of the parts it finds, and
         # an encoder that is already loaded would attend to padding.
@@ -147,7 +150,7 @@ def encoder_config(model: str, *, dropout: float) -> PretrainedConfig:
         CkdEhrError: the model is something else.
     """
     config = AutoConfig.from_pretrained(resolve_model(model))
-    if not any(family in str(config.model_type) for family in FAMILIES):
+    if config.model_type not in FAMILIES:
         raise CkdEhrError(
             f"student.model={model}: a BERT-family encoder is needed, this is {config.model_type}"
         )

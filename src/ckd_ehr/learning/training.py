@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -215,23 +215,37 @@ def fit(
     resumed = usable_checkpoint(checkpoints)
     if resumed is not None:
         say(f"    {title}: resuming from {Path(resumed).name}")
-    result = trainer.train(resume_from_checkpoint=resumed)
+    seconds = _train_or_take_up(trainer, resumed, patience=settings.patience)
     history = _history(trainer, pairs=pairs)
-    history |= _effort(trainer, result, done=reporter.first_step, precision=precision)
+    history |= _effort(trainer, seconds, done=reporter.first_step, precision=precision)
     say(f"    {title}: {history['steps']} steps, {described_effort(history)}")
     return history
 
 
+def _train_or_take_up(trainer: LossTrainer, resumed: str | None, *, patience: int) -> float:
+    """Train, from a checkpoint if there is one; the seconds it took.
+
+    A training that had run out of patience before it was killed is at its end: to train on would
+    give another model. Its best weights are taken up.
+    """
+    if resumed is not None:
+        state = TrainerState.load_from_json(f"{resumed}/trainer_state.json")
+        if out_of_patience(state.log_history, patience):
+            trainer.state = state
+            trainer._load_best_model()
+            return 0.0
+    return float(trainer.train(resume_from_checkpoint=resumed).metrics["train_runtime"])
+
+
 def _effort(
-    trainer: LossTrainer, result: Any, *, done: int, precision: Arithmetic
+    trainer: LossTrainer, seconds: float, *, done: int, precision: Arithmetic
 ) -> dict[str, object]:
     """What training took since it began at step `done`; evaluations are included."""
-    seconds = float(result.metrics["train_runtime"])
-    pairs = (trainer.state.global_step - done) * trainer.settings.batch_size
+    pairs = (trainer.state.global_step - done) * trainer.settings.batch_size if seconds else 0
     return {
         "precision": precision,
         "seconds": round(seconds, 1),
-        "pairs_per_second": round(pairs / seconds, 2),
+        "pairs_per_second": round(pairs / max(seconds, 1e-9), 2),
         "peak_memory_bytes": peak_memory_bytes(),
     }
 
@@ -296,9 +310,18 @@ class _Patience(TrainerCallback):  # type: ignore[misc]  # Transformers ships no
         self.patience = patience
 
     def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        scores = [entry[SELECTION] for entry in state.log_history if SELECTION in entry]
-        if scores and len(scores) - 1 - int(np.argmax(scores)) >= self.patience:
+        if out_of_patience(state.log_history, self.patience):
             control.should_training_stop = True
+
+
+def out_of_patience(log: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Whether so many evaluations have brought no better selection score.
+
+    >>> out_of_patience([{SELECTION: 0.4}, {"step": 3}, {SELECTION: 0.3}], patience=1)
+    True
+    """
+    scores = [entry[SELECTION] for entry in log if SELECTION in entry]
+    return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
 def _arguments(
